@@ -1,0 +1,38 @@
+"""FUSE: find text by search, scored by several models that do not share a tokenizer.
+
+Names are imported on first use, so that `import fuse` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuse.adapter import FuseAdapter, LexicalAdapter
+    from fuse.losses import NLL, CosineDistance, CrossEntropy
+    from fuse.methods import GCG, AutoDAN
+    from fuse.models import CLIP, CausalLM, SentenceEncoder, open_image
+    from fuse.objective import Objective, Term
+    from fuse.search import search
+    from fuse.strategies import Beam
+    from fuse.types import FuseError, Result, Step
+
+_HOMES = {
+    "fuse.types": ("FuseError", "Result", "Step"),
+    "fuse.models": ("CLIP", "CausalLM", "SentenceEncoder", "open_image"),
+    "fuse.losses": ("NLL", "CosineDistance", "CrossEntropy"),
+    "fuse.adapter": ("FuseAdapter", "LexicalAdapter"),
+    "fuse.objective": ("Objective", "Term"),
+    "fuse.methods": ("GCG", "AutoDAN"),
+    "fuse.strategies": ("Beam",),
+    "fuse.search": ("search",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fuse' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

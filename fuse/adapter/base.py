@@ -1,0 +1,109 @@
+"""What an adapter is: a secondary's gradient, told over the primary's tokens.
+
+A new adapter is one file: a subclass that says how it is fitted to a pair of vocabularies, how it scores tokens, and
+which tensors it keeps on disk.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fuse.types import Ids
+from fuse.vocabulary import Encoded, Span, Vocabulary, word_spans
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of each row's loss by its input embeddings and, where tokens act as labels too, by those."""
+
+    embedding: Float[Tensor, "b t d"]
+    labels: Float[Tensor, "b t v"] | None = None
+
+
+class Target(Protocol):
+    """The secondary as an adapter sees it: texts in, gradients in its own space out."""
+
+    vocabulary: Vocabulary
+
+    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
+        """What the secondary reads for each prompt."""
+        ...
+
+    def gradient(self, rows: Sequence[Encoded], neutral: Sequence[int] | None = None) -> Gradient:
+        """Gradients of the rows' losses; row i with the mean embedding at position `neutral[i]`, if that is given."""
+        ...
+
+
+class Adapter(ABC):
+    """A map between the vocabularies of one pair of models."""
+
+    def __init__(self, source: Vocabulary, target: Vocabulary) -> None:
+        self.source = source
+        self.target = target
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str], **settings: int) -> Self:
+        """Fit to one pair; `words` are those of the corpus, the most frequent first, each once."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> Self:
+        """The adapter whose `tensors()` these are.
+
+        Raises:
+            KeyError, ValueError: they are not such tensors.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that fitting found."""
+
+    @abstractmethod
+    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
+        """First-order change of each row's loss when the token at its position becomes v (up to a constant a row).
+
+        `rows` are free tokens of the source; `positions[i]` is the place in `rows[i]`.
+        """
+
+
+@dataclass(frozen=True)
+class Word:
+    """The whitespace word that a free token helps to spell, on both sides."""
+
+    source: Span
+    """Its tokens among the row's free tokens."""
+    target: Span
+    """Its tokens in what the secondary reads."""
+    left: str
+    """The part of the word that is spelled before the token."""
+    right: str
+    """The part of the word that is spelled after the token."""
+
+
+def words_at(source: Vocabulary, rows: Sequence[Ids], positions: Sequence[int], encoded: Sequence[Encoded]) -> list[Word]:
+    """The word at each row's position; `encoded` is what the secondary reads for the rows."""
+    words = []
+    for row, position, target in zip(rows, positions, encoded, strict=True):
+        prompt, owner = source.decode([row])[0], source.word_of_token(row)
+        spans, word = word_spans(prompt), owner[position]
+        tokens = [i for i, w in enumerate(owner) if w == word]
+        first, last = spans[word] if spans else (0, 0)
+        cuts = [len(text) for text in source.decode([row[:position], row[: position + 1]])]
+        words.append(
+            Word(
+                source=(tokens[0], tokens[-1] + 1),
+                target=target.word((first, last)),
+                left=prompt[first : max(first, cuts[0])],
+                right=prompt[min(last, cuts[1]) : last],
+            )
+        )
+    return words
+
+

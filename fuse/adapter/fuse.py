@@ -1,0 +1,110 @@
+"""The FUSE adapter of arXiv 2408.04816: a linear map between two embedding tables, word by word, under the t-product.
+
+Words of j source and k target tokens are tubes of length m = max(j, k), the shorter side padded with zero slices at its
+end: X [n, d_source, m], Y [n, d_target, m]. One map G per case (j, k) solves X * G ~ Y in least squares. The backward
+pass is the adjoint: the gradient g of a word's target tokens becomes g * G^T, and each word takes its own slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fuse.adapter.base import Adapter, Target, words_at
+from fuse.tproduct import NormalEquations, tproduct, ttranspose
+from fuse.types import Ids
+from fuse.vocabulary import Vocabulary
+
+Case = tuple[int, int]
+"""Numbers of source and target tokens of a word: the key of a map, when it is fitted and when it is looked up."""
+
+RIDGE = 1e-4
+BATCH = 1024
+
+
+class FuseAdapter(Adapter):
+    """`jacobians[j, k]` is G [d_source, d_target, max(j, k)].
+
+    Rule for words whose case has no map (too long, or never seen): the nearest case by |j - j'| + |k - k'|; target
+    tokens beyond k' have no say, source tokens beyond j' take the gradient of slice j' - 1.
+    """
+
+    def __init__(self, source: Vocabulary, target: Vocabulary, jacobians: dict[Case, Float[Tensor, "d p m"]]) -> None:
+        super().__init__(source, target)
+        device = target.embedding.device
+        self.jacobians = {case: jacobian.float().to(device) for case, jacobian in jacobians.items()}
+
+    @classmethod
+    def fit(
+        cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), *, max_subtokens: int = 4, max_examples_per_case: int = 8192
+    ) -> Self:
+        """One pass over the words; each is read as in running text, with its leading space."""
+        cases: dict[Case, NormalEquations] = {}
+        stream = iter(words)
+        while batch := list(islice(stream, BATCH)):
+            grouped: dict[Case, list[tuple[Ids, Ids]]] = {}
+            texts = [f" {word}" for word in batch]
+            for (x, _), (y, _) in zip(source.encode(texts), target.encode(texts), strict=True):
+                if 0 < len(x) <= max_subtokens and 0 < len(y) <= max_subtokens:
+                    grouped.setdefault((len(x), len(y)), []).append((x, y))
+            for (j, k), pairs in grouped.items():
+                m = max(j, k)
+                if (j, k) not in cases:
+                    cases[j, k] = NormalEquations(source.embedding.shape[1], target.embedding.shape[1], m)
+                pairs = pairs[: max_examples_per_case - cases[j, k].examples]
+                if pairs:
+                    cases[j, k].add(_tubes(source, [x for x, _ in pairs], m), _tubes(target, [y for _, y in pairs], m))
+        if not cases:
+            raise ValueError(f"no word of the corpus has 1 to {max_subtokens} tokens in both vocabularies")
+        return cls(source, target, {case: equations.solve(RIDGE) for case, equations in cases.items()})
+
+    @classmethod
+    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> Self:
+        jacobians = {}
+        for name, jacobian in tensors.items():
+            j, k = (int(part) for part in name.split("x"))
+            if jacobian.shape != (source.embedding.shape[1], target.embedding.shape[1], max(j, k)):
+                raise ValueError(f"{name} has shape {tuple(jacobian.shape)}")
+            jacobians[j, k] = jacobian
+        return cls(source, target, jacobians)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{j}x{k}": jacobian.cpu() for (j, k), jacobian in self.jacobians.items()}
+
+    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
+        return self.embedding_gradient(rows, positions, target).to(self.source.embedding.dtype) @ self.source.embedding.T
+
+    def embedding_gradient(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b d"]:
+        """The gradient of each row's loss by the source embedding at its position."""
+        encoded = target.encode(self.source.decode(rows))
+        distinct = list(dict.fromkeys(encoded))
+        gradient = target.gradient(distinct).embedding[[distinct.index(e) for e in encoded]]
+        words = words_at(self.source, rows, positions, encoded)
+        return torch.stack(
+            [
+                self.pull_back(g[slice(*word.target)], word.source[1] - word.source[0])[position - word.source[0]]
+                for g, word, position in zip(gradient, words, positions, strict=True)
+            ]
+        )
+
+    def pull_back(self, gradient: Float[Tensor, "k p"], j: int) -> Float[Tensor, "j d"]:
+        """A word's gradient by its k target tokens, as its gradient by its j source tokens."""
+        near = min(self.jacobians, key=lambda case: (abs(case[0] - j) + abs(case[1] - len(gradient)), case))
+        jacobian = self.jacobians[near]
+        tube = gradient.new_zeros(1, gradient.shape[1], jacobian.shape[-1])
+        kept = gradient[: near[1]]
+        tube[0, :, : len(kept)] = kept.T
+        slices = tproduct(tube, ttranspose(jacobian))[0].T[: near[0]]
+        return slices[torch.arange(j).clamp_max(len(slices) - 1)]
+
+
+def _tubes(vocabulary: Vocabulary, words: Sequence[Ids], m: int) -> Float[Tensor, "n d m"]:
+    """Stacked embeddings of words of one length, padded with zero slices to length m."""
+    tubes = torch.zeros(len(words), vocabulary.embedding.shape[1], m)
+    tubes[..., : len(words[0])] = vocabulary.embedding[torch.tensor(words)].float().cpu().transpose(1, 2)
+    return tubes

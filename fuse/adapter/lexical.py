@@ -1,0 +1,82 @@
+"""The lexical adapter: re-tokenise every source word by the target's tokenizer and read the target's own gradient.
+
+No map is fitted. The word around a source token is replaced, on the target's side, by one neutral point (the mean token
+embedding), where the secondary's loss is linearised. A candidate token v spells a word of target tokens k; the predicted
+change of loss is the sum over k of g . (E_k - E_mean), g being the gradient at the neutral point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fuse.adapter.base import Adapter, Target, words_at
+from fuse.types import Ids
+from fuse.vocabulary import Vocabulary
+
+
+class LexicalAdapter(Adapter):
+    """`pieces` [v k] holds each source token's target tokens when it is a word of its own, filled up by -1.
+
+    Rule for tokens inside a word: the token is judged by the whole word that it would spell there, between what is
+    spelled before and after it.
+    """
+
+    def __init__(self, source: Vocabulary, target: Vocabulary, pieces: Int[Tensor, "v k"]) -> None:
+        super().__init__(source, target)
+        self.pieces = pieces
+        self._matrix = lru_cache(maxsize=64)(self._build_matrix)
+
+    @classmethod
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Self:
+        """Re-tokenise the whole vocabulary; no corpus and no settings are needed."""
+        return cls(source, target, _pieces(source, target, "", ""))
+
+    @classmethod
+    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> Self:
+        pieces = tensors["pieces"].long()
+        if pieces.ndim != 2 or len(pieces) != len(source) or pieces.max() >= len(target):
+            raise ValueError(f"pieces {tuple(pieces.shape)} do not fit a pair of {len(source)} and {len(target)} tokens")
+        return cls(source, target, pieces)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"pieces": self.pieces.to(torch.int32)}
+
+    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
+        prompts = self.source.decode(rows)
+        encoded = target.encode(prompts)
+        words = words_at(self.source, rows, positions, encoded)
+        neutral = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
+        places = [word.target[0] for word in words]
+        gradient = target.gradient(neutral, neutral=places)
+        index = torch.arange(len(rows))
+        at_word = gradient.embedding[index, places]
+        scores = at_word @ (self.target.embedding - self.target.mean_embedding).T
+        if gradient.labels is not None:
+            scores = scores + gradient.labels[index, places]
+        # A word that the target's tokenizer drops has no say
+        scores = scores * torch.tensor([[w.target[1] > w.target[0]] for w in words], device=scores.device)
+        return torch.stack([self._matrix(w.left, w.right) @ s for w, s in zip(words, scores, strict=True)])
+
+    def _build_matrix(self, left: str, right: str) -> Float[Tensor, "v w"]:
+        """How often target token w stands in the word that source token v spells between `left` and `right` (sparse)."""
+        pieces = _pieces(self.source, self.target, left, right) if left or right else self.pieces
+        rows, columns = (pieces >= 0).nonzero().unbind(1)
+        places = torch.stack([rows, pieces[rows, columns]])
+        counts = torch.sparse_coo_tensor(places, torch.ones(len(rows)), (len(self.source), len(self.target)))
+        return counts.coalesce().to_sparse_csr().to(self.target.embedding.device)
+
+
+def _pieces(source: Vocabulary, target: Vocabulary, left: str, right: str) -> Int[Tensor, "v k"]:
+    """The target tokens of left + v + right for every allowed source token v, filled up by -1."""
+    tokens = source.allowed.nonzero().flatten().tolist()
+    spelled = target.encode([(left + source.token_texts[v] + right).strip() for v in tokens])
+    width = max((len(ids) for ids, _ in spelled), default=1)
+    pieces = torch.full((len(source), width), -1)
+    pieces[tokens] = torch.tensor([ids + (-1,) * (width - len(ids)) for ids, _ in spelled])
+    return pieces

@@ -1,0 +1,73 @@
+"""What a method is, and how to write one.
+
+1. One file with one frozen dataclass: its fields are the method's options, as in `conf/method/NAME.yaml`.
+2. `init(guide, start, generator)` makes the first beam and the private state (None, if the method needs none).
+3. `propose(state, beam, guide, generator)` returns the next state and `Candidates`. State is a value that goes in and
+   comes out, never `self.x`; all chance comes from `generator`; the objective is seen only through `guide`.
+4. Add the name to `METHODS` in `fuse/methods/__init__.py`, which also enrols it in the contract tests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from fuse.objective import Guide
+from fuse.types import Candidates, FuseError, Ids
+
+
+class Method(ABC):
+    """Proposes candidates; blind to their scores."""
+
+    steps: ClassVar[int]
+    """Steps of a search that does not say how many."""
+    prompt_length: int = 0
+    """Free tokens of the first prompt."""
+    buffer_size: int = 0
+    """How many of the best earlier sequences compete again with a step's candidates; 0 where candidates grow."""
+
+    def init(self, guide: Guide, start: Ids, generator: torch.Generator) -> tuple[Any, list[Ids]]:
+        """The state and the beam before the first step; `start` is the tokens given by the user, empty for none."""
+        return None, [start or random_prompt(guide, self.prompt_length, generator)]
+
+    @abstractmethod
+    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates]:
+        """The next state and the candidates of one step; none ends the search."""
+
+
+def random_prompt(guide: Guide, length: int, generator: torch.Generator) -> Ids:
+    """`length` allowed tokens drawn uniformly, each so that the text still tokenises to itself.
+
+    Raises:
+        FuseError: that many tokens do not fit.
+    """
+    if length > guide.longest:
+        raise FuseError(f"prompt_length={length}: the primary's context has room for {guide.longest} tokens; choose fewer")
+    tokens = guide.allowed.nonzero().flatten().cpu()
+    prompt: Ids = ()
+    while len(prompt) < length:
+        drawn = tokens[torch.randint(len(tokens), (32,), generator=generator)].tolist()
+        rows = [(*prompt, token) for token in drawn]
+        fitting = next((row for row, ok in zip(rows, guide.valid(rows), strict=True) if ok), None)
+        if fitting is None:
+            raise FuseError(f"prompt_length={length}: no text of more than {len(prompt)} tokens fits every model; choose fewer")
+        prompt = fitting
+    return prompt
+
+
+def first_valid(proposals: Iterable[tuple[int, int, Ids]], guide: Guide, count: int) -> list[tuple[int, int, Ids]]:
+    """The first `count` different proposals (parent, first_change, ids), in order, that the guide takes as valid."""
+    distinct = list({proposal[2]: proposal for proposal in reversed(list(proposals))}.values())[::-1]
+    kept: list[tuple[int, int, Ids]] = []
+    while distinct and len(kept) < count:
+        asked, distinct = distinct[: count - len(kept)], distinct[count - len(kept) :]
+        kept += [p for p, ok in zip(asked, guide.valid([p[2] for p in asked]), strict=True) if ok]
+    return kept
+
+
+def as_candidates(proposals: Sequence[tuple[int, int, Ids]]) -> Candidates:
+    """Proposals (parent, first_change, ids) as the record that scoring takes."""
+    return Candidates([p[2] for p in proposals], [p[0] for p in proposals], [p[1] for p in proposals])

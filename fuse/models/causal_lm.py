@@ -1,0 +1,73 @@
+"""Causal language models: how likely each token is after the tokens before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fuse.models.base import Model, load_pretrained
+from fuse.types import Inputs
+
+
+class CausalLM(Model):
+    """A Hugging Face causal LM. Every context begins with its BOS (else EOS) token, where it has one."""
+
+    def __init__(self, network: nn.Module, tokenizer: Any) -> None:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        length = getattr(network.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
+        head = () if start is None else (int(start),)
+        super().__init__(network, tokenizer, network.get_input_embeddings(), length, head, ())
+
+    @classmethod
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CausalLM:
+        """From a hub id or a local folder; `options` go to `from_pretrained`.
+
+        Raises:
+            FuseError: the model cannot be found or read.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        return cls(load_pretrained(AutoModelForCausalLM, model_id, dtype=dtype, **options).to(device), tokenizer)
+
+    def label_log_probs(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+        """log p(x_t | x_<t) where `read` is true, else 0; never read at position 0.
+
+        Only contexts that somebody reads are run, and each different one once: candidates that differ in their last
+        token alone share one forward pass. A shift `inputs.labels` [b t v] adds labels . log p, zero in value.
+        """
+        columns = read.any(0).nonzero()
+        if not len(columns):
+            return read.new_zeros(read.shape, dtype=torch.float32)
+        first, last = int(columns[0]), int(columns[-1]) + 1
+        ids, inverse = inputs.ids[:, : last - 1], torch.arange(len(inputs.ids), device=inputs.ids.device)
+        mask, embeddings = inputs.mask[:, : last - 1], inputs.embeddings
+        if embeddings is None:
+            # A row's own last token is not read by itself: blank it, so that rows that differ only there are equal
+            ends = inputs.mask.sum(1, keepdim=True) - 1
+            mask = mask & (torch.arange(last - 1, device=ids.device) < ends)
+            keys, inverse = torch.where(mask, ids, -1).unique(dim=0, return_inverse=True)
+            mask, ids = keys >= 0, keys.clamp_min(0)
+        else:
+            embeddings = embeddings[:, : last - 1]
+        keep = torch.arange(first - 1, last - 1, device=ids.device)
+        with self.reading(Inputs(ids, mask, mask, mask, embeddings)):
+            logits = self.network(input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=False).logits.float()
+        normaliser = logits.logsumexp(-1)
+        labels = inputs.ids[:, first:last]
+        picked = logits[inverse[:, None], torch.arange(last - first, device=ids.device), labels] - normaliser[inverse]
+        if inputs.labels is not None:
+            picked = picked + (inputs.labels[:, first:last] * (logits - normaliser[..., None])).sum(-1)
+        result = picked.new_zeros(read.shape)
+        result[:, first:last] = torch.where(read[:, first:last], picked, 0.0)
+        return result
+
+    @torch.no_grad()
+    def next_token_log_probs(self, inputs: Inputs) -> Float[Tensor, "b v"]:
+        """log p(next token) after the last free token of each row (after what stands before, where none is free)."""
+        ends = torch.where(inputs.free.any(1), inputs.free.long().cumsum(1).argmax(1), inputs.mask.sum(1) - 1)
+        logits = self.network(input_ids=inputs.ids, attention_mask=inputs.mask.long(), use_cache=False).logits
+        return logits[torch.arange(len(ends), device=ends.device), ends].float().log_softmax(-1)

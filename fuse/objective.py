@@ -1,0 +1,186 @@
+"""The weighted sum that a search minimises, and its read-only view for methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fuse import scoring
+from fuse.adapter import Adapter, Gradient
+from fuse.losses import Loss
+from fuse.models import CausalLM, Model
+from fuse.types import Evaluation, FuseError, Ids, TermResult
+from fuse.vocabulary import Encoded, Template, Vocabulary, pad
+
+PRIMARY = "primary"
+
+
+class Term:
+    """One summand: a model, a loss on it, the fixed text around the prompt, and a weight.
+
+    A secondary also has the `adapter` that carries its gradient to the primary's tokens. `batch_size` is the number of
+    rows in one forward pass.
+    """
+
+    def __init__(
+        self, model: Model, loss: Loss, *, weight: float = 1.0, prefix: str = "", suffix: str = "", adapter: Adapter | None = None, batch_size: int = 128
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.weight = float(weight)
+        self.template = Template(prefix, suffix, loss.label)
+        self.adapter = adapter
+        self.batch_size = batch_size
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.model.vocabulary
+
+    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
+        """What this term's model reads for each prompt."""
+        return self.template.encode(self.vocabulary, prompts)
+
+    def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """The unweighted loss of every row."""
+        return scoring.score(self.model, self.loss, rows, self.batch_size)
+
+    def gradient(self, rows: Sequence[Encoded], neutral: Sequence[int] | None = None) -> Gradient:
+        """Gradients of the rows' unweighted losses, as `fuse.scoring.gradient` has them."""
+        return scoring.gradient(self.model, self.loss, rows, self.batch_size, neutral)
+
+
+class Objective:
+    """sum of weight x loss over a primary, which owns the free tokens, and any number of named secondaries.
+
+    Example::
+
+        Objective(Term(lm, NLL()), {"clip": Term(clip, CosineDistance(image), weight=20, adapter=adapter)})
+
+    Raises:
+        FuseError: a secondary without an adapter, or fixed text that leaves no room in a model's context.
+    """
+
+    def __init__(self, primary: Term, secondaries: Mapping[str, Term] | None = None) -> None:
+        self.primary = primary
+        self.secondaries = dict(secondaries or {})
+        if PRIMARY in self.secondaries:
+            raise FuseError(f"secondary.{PRIMARY}: this key is taken; give the secondary another one")
+        self.terms: dict[str, Term] = {PRIMARY: primary, **self.secondaries}
+        self.evaluations = 0
+        for name, term in self.terms.items():
+            key = name if name == PRIMARY else f"secondary.{name}"
+            if name != PRIMARY and term.adapter is None and term.vocabulary is not self.vocabulary:
+                raise FuseError(f"{key}.adapter=None: its tokens are not the primary's; give an adapter, such as LexicalAdapter")
+            fixed, limit = len(term.encode(["a"])[0].ids), term.vocabulary.max_length
+            if fixed > limit:
+                raise FuseError(f"{key}: prefix, suffix and label take {fixed - 1} of its {limit} tokens; shorten them to leave room")
+        self._surroundings = primary.encode(["a"])[0]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """That of the primary, in which all ids are told."""
+        return self.primary.vocabulary
+
+    @property
+    def longest(self) -> int:
+        """How many free tokens the primary's context has room for."""
+        return self.vocabulary.max_length - len(self._surroundings.with_free_ids(()).ids)
+
+    def around(self, rows: Sequence[Ids]) -> list[Encoded]:
+        """What the primary reads for rows of free tokens, taken as they are, whatever text they spell."""
+        return [self._surroundings.with_free_ids(tuple(row)) for row in rows]
+
+    def evaluate(self, rows: Sequence[Ids]) -> Evaluation:
+        """Losses of rows of free tokens: decode, re-tokenise for every model, score.
+
+        A row is refused (loss inf) if its text does not tokenise to itself, or is too long for some model.
+        """
+        encoded, valid = self._encode(rows)
+        kept = [i for i, ok in enumerate(valid) if ok]
+        self.evaluations += len(kept)
+        terms = {}
+        for name, term in self.terms.items():
+            losses = torch.full((len(rows),), torch.inf)
+            losses[kept] = term.score([encoded[name][i] for i in kept])
+            terms[name] = losses
+        # Refused rows are inf even where every weight is 0
+        total = sum((self.terms[name].weight * losses[kept] for name, losses in terms.items()), torch.zeros(len(kept)))
+        return Evaluation(torch.full((len(rows),), torch.inf).index_copy(0, torch.tensor(kept, dtype=torch.long), total), terms)
+
+    def evaluate_text(self, prompt: str) -> tuple[float, dict[str, TermResult]]:
+        """The total loss of exactly this text, each term's share, and what each model read."""
+        results = {
+            name: TermResult(float(term.score(term.encode([prompt]))[0]), term.weight, term.template.render(prompt)[0])
+            for name, term in self.terms.items()
+        }
+        return sum(term.weight * term.loss for term in results.values()), results
+
+    def valid(self, rows: Sequence[Ids]) -> list[bool]:
+        """Whether each row's text, in its surroundings, tokenises to the row again and fits every model."""
+        return self._encode(rows)[1]
+
+    def _encode(self, rows: Sequence[Ids]) -> tuple[dict[str, list[Encoded]], list[bool]]:
+        prompts = self.vocabulary.decode(rows)
+        encoded = {name: term.encode(prompts) for name, term in self.terms.items()}
+        own, fixed = encoded[PRIMARY], len(self._surroundings.with_free_ids(()).ids)
+        valid = [e.free_ids == tuple(row) and len(e.ids) == fixed + len(row) for e, row in zip(own, rows, strict=True)]
+        for name, term in self.terms.items():
+            limit = term.vocabulary.max_length
+            valid = [ok and len(e.ids) <= limit for ok, e in zip(valid, encoded[name], strict=True)]
+        return encoded, valid
+
+
+class Guide:
+    """What a method may see of an objective: gradients and likelihoods over the primary's tokens, and which are allowed."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.vocabulary = objective.vocabulary
+        self.longest = objective.longest
+        self.valid = objective.valid
+
+    @property
+    def allowed(self) -> Bool[Tensor, " v"]:
+        """Tokens that a candidate may hold."""
+        return self.vocabulary.allowed
+
+    def token_gradient(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
+        """Gradient of the objective by the one-hot token at `positions[i]` of `rows[i]`, up to a constant a row."""
+        total = self._primary_gradient(rows, positions)
+        for term in self._objective.secondaries.values():
+            if term.weight:
+                total = total + term.weight * self._secondary_gradient(term, rows, positions).to(total.device)
+        return total
+
+    def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
+        """The primary's log p(next token) after each row.
+
+        Raises:
+            FuseError: the primary is no causal LM.
+        """
+        model = self._objective.primary.model
+        if not isinstance(model, CausalLM):
+            raise FuseError(f"primary={type(model).__name__}: this method reads next-token probabilities; use a causal LM")
+        return model.next_token_log_probs(pad(self._objective.around(rows), model.device))
+
+    def _primary_gradient(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
+        term, table = self._objective.primary, self.vocabulary.embedding
+        if not term.weight:
+            return table.new_zeros(len(rows), len(table), dtype=torch.float32)
+        distinct = list(dict.fromkeys(rows))
+        encoded = self._objective.around(distinct)
+        found = term.gradient(encoded)
+        index = [distinct.index(row) for row in rows]
+        places = [encoded[i].free[0] + p for i, p in zip(index, positions, strict=True)]
+        by_token = found.embedding[index, places].to(table.dtype) @ table.T
+        return term.weight * (by_token if found.labels is None else by_token + found.labels[index, places])
+
+    def _secondary_gradient(self, term: Term, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
+        if term.adapter is not None:
+            return term.adapter.token_scores(rows, positions, term)
+        encoded = term.encode(self.vocabulary.decode(rows))
+        places = [e.free[0] + p for e, p in zip(encoded, positions, strict=True)]
+        return term.gradient(encoded).embedding[torch.arange(len(rows)), places] @ self.vocabulary.embedding.T

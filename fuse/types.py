@@ -1,0 +1,91 @@
+"""The records that pass between stages.
+
+Shape letters: b beam or batch, n candidates, s free length, t full length, v vocabulary, d width, k subtokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Ids = tuple[int, ...]
+"""Token ids of one sequence. Hashable, so that duplicates, memos and frontiers are plain sets and dictionaries."""
+
+
+class FuseError(Exception):
+    """A mistake that the user can mend; its message names the key, the value, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A padded batch for one model. `embeddings` and `labels` are set where a gradient is wanted."""
+
+    ids: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b t"]
+    """True at real tokens; padding is on the right."""
+    free: Bool[Tensor, "b t"]
+    """True at the tokens that spell the prompt."""
+    label: Bool[Tensor, "b t"]
+    """True at the tokens of the label (the text to elicit)."""
+    embeddings: Float[Tensor, "b t d"] | None = None
+    """What the model reads instead of looking `ids` up."""
+    labels: Float[Tensor, "b t v"] | None = None
+    """A shift of the one-hot rows by which a loss picks each position's own token; zero in value, read for its gradient."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Proposed sequences; candidate i shares the first `first_change[i]` tokens with row `parent[i]` of the beam."""
+
+    ids: Sequence[Ids]
+    parent: Sequence[int]
+    first_change: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses of n sequences: the weighted sum, and each term's own unweighted loss. inf marks a refused sequence."""
+
+    loss: Float[Tensor, " n"]
+    terms: dict[str, Float[Tensor, " n"]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration: the best candidate of this step, and the best loss so far."""
+
+    step: int
+    loss: float
+    best_loss: float
+    prompt: str
+    free_ids: Ids
+    terms: dict[str, float]
+    evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TermResult:
+    """One term of the final objective: its unweighted loss, its weight, and the whole text that its model read."""
+
+    loss: float
+    weight: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best prompt of a search. `loss` is the loss of exactly `prompt`, re-tokenised by every model."""
+
+    prompt: str
+    free_ids: Ids
+    loss: float
+    initial_loss: float
+    terms: dict[str, TermResult]
+    steps: int
+    evaluations: int
+    seconds: float
+    trace: tuple[Step, ...] = field(repr=False, default=())

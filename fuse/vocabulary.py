@@ -1,0 +1,201 @@
+"""Between text and token ids: a model's vocabulary, and the fixed text around the free tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fuse.types import FuseError, Ids, Inputs
+
+Span = tuple[int, int]
+"""Where a piece of text begins and ends, in characters or in tokens."""
+
+
+def word_spans(text: str) -> list[Span]:
+    """The character spans of the whitespace-separated words."""
+    return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+class Vocabulary:
+    """A tokenizer with the embedding table that its ids look up.
+
+    `head` and `tail` are the special tokens that stand around every text that the model reads. `embedding` [v d] is what
+    the model's embedding layer returns for each id. Rows of the table without a token are never allowed.
+    """
+
+    def __init__(
+        self, tokenizer: Any, embedding: Float[Tensor, "v d"], max_length: int, head: Ids | None = None, tail: Ids | None = None
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise FuseError(f"tokenizer={type(tokenizer).__name__}: expected a fast tokenizer, which tells character offsets")
+        self.tokenizer = tokenizer
+        self.embedding = embedding
+        self.max_length = max_length
+        first, last = self._special_tokens() if head is None or tail is None else ((), ())
+        self.head = first if head is None else head
+        self.tail = last if tail is None else tail
+
+    def _special_tokens(self) -> tuple[Ids, Ids]:
+        """What the tokenizer itself puts before and after a text."""
+        ids, body = self.tokenizer("a").input_ids, self.tokenizer("a", add_special_tokens=False).input_ids
+        start = next(i for i in range(len(ids)) if ids[i : i + len(body)] == body)
+        return tuple(ids[:start]), tuple(ids[start + len(body) :])
+
+    def __len__(self) -> int:
+        return self.embedding.shape[0]
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[Ids, list[Span]]]:
+        """Per text its ids, without special tokens, and each token's character span."""
+        if not texts:
+            return []
+        # `verbose` would warn of texts over the model's length, which we refuse ourselves
+        out = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [(tuple(ids), offsets) for ids, offsets in zip(out.input_ids, out.offset_mapping, strict=True)]
+
+    def decode(self, rows: Sequence[Ids]) -> list[str]:
+        """The prompt that each row of ids spells: its text without white space at the ends."""
+        texts = self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False)
+        return [text.strip() for text in texts]
+
+    def word_of_token(self, row: Ids) -> list[int]:
+        """For each token the index of the whitespace word that it helps to spell, in the row's decoded text.
+
+        A token of white space alone belongs to the word that follows it.
+        """
+        ends = [len(text) for text in self.decode([row[: i + 1] for i in range(len(row))])]
+        words = word_spans(self.decode([row])[0])
+        return [next((w for w, (start, end) in enumerate(words) if start < e <= end), max(len(words) - 1, 0)) for e in ends]
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """What each token adds to a text that it continues, leading space included."""
+        anchor = self.tokenizer("a", add_special_tokens=False).input_ids[-1:]
+        tokens = range(min(len(self), len(self.tokenizer)))
+        pairs = self.tokenizer.batch_decode([anchor + [token] for token in tokens], clean_up_tokenization_spaces=False)
+        start = len(self.tokenizer.decode(anchor))
+        return [pair[start:] for pair in pairs] + [""] * (len(self) - len(tokens))
+
+    @cached_property
+    def allowed(self) -> Bool[Tensor, " v"]:
+        """Tokens that a search may use: those that spell printable text."""
+        special = {*self.tokenizer.all_special_ids, *self.head, *self.tail}
+        printable = [t.strip() != "" and t.isprintable() and "\ufffd" not in t for t in self.token_texts]
+        return torch.tensor([ok and i not in special for i, ok in enumerate(printable)], device=self.embedding.device)
+
+    @cached_property
+    def mean_embedding(self) -> Float[Tensor, " d"]:
+        """The mean of the allowed tokens' embeddings: a point that stands for no word in particular."""
+        return self.embedding[self.allowed].mean(0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the tokenizer and of every number in the table."""
+        digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode())
+        digest.update(self.embedding.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Template:
+    """Fixed text around a prompt: prefix + prompt + suffix + label, joined by single spaces where words would touch."""
+
+    prefix: str = ""
+    suffix: str = ""
+    label: str = ""
+
+    def render(self, prompt: str) -> tuple[str, Span, Span]:
+        """The whole text, and the character spans of the prompt and of the label in it."""
+        text, prompt_span = _append(self.prefix, prompt)
+        text, _ = _append(text, self.suffix)
+        text, label_span = _append(text, self.label)
+        return text, prompt_span, label_span
+
+    def encode(self, vocabulary: Vocabulary, prompts: Sequence[str]) -> list[Encoded]:
+        """What a model reads for each prompt, its own special tokens included."""
+        rendered = [self.render(prompt) for prompt in prompts]
+        return [
+            Encoded.build(vocabulary, ids, spans, prompt_span, label_span)
+            for (ids, spans), (_, prompt_span, label_span) in zip(
+                vocabulary.encode([text for text, _, _ in rendered]), rendered, strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of one rendered text with its special tokens; `free` and `label` are the token spans of prompt and label."""
+
+    ids: Ids
+    chars: tuple[Span, ...]
+    free: Span
+    label: Span
+    prompt_start: int = 0
+    """The character at which the prompt begins."""
+
+    @staticmethod
+    def build(vocabulary: Vocabulary, ids: Ids, chars: Sequence[Span], prompt: Span, label: Span) -> Encoded:
+        """Find the tokens of prompt and label by their characters, and put the special tokens around."""
+        head, tail = vocabulary.head, vocabulary.tail
+        padded = ((0, 0),) * len(head) + tuple(chars) + ((0, 0),) * len(tail)
+        return Encoded(head + ids + tail, padded, overlapping(padded, prompt), overlapping(padded, label), prompt[0])
+
+    @property
+    def free_ids(self) -> Ids:
+        return self.ids[slice(*self.free)]
+
+    def word(self, chars: Span) -> Span:
+        """The tokens that spell these characters of the prompt."""
+        return overlapping(self.chars, (self.prompt_start + chars[0], self.prompt_start + chars[1]))
+
+    def collapsed(self, tokens: Span) -> Encoded:
+        """One token (the span's first) in the place of the whole span (character spans are no longer known)."""
+        if tokens[0] == tokens[1]:
+            return self
+        shift = tokens[0] + 1 - tokens[1]
+        moved = [(a + shift * (a >= tokens[1]), b + shift * (b >= tokens[1])) for a, b in (self.free, self.label)]
+        return Encoded(self.ids[: tokens[0] + 1] + self.ids[tokens[1] :], (), *moved)
+
+    def with_free_ids(self, free_ids: Ids) -> Encoded:
+        """The same surroundings with other free tokens (character spans are no longer known)."""
+        (start, end), shift = self.free, len(free_ids) - (self.free[1] - self.free[0])
+        label = (self.label[0] + shift, self.label[1] + shift) if self.label[0] >= end else self.label
+        return Encoded(self.ids[:start] + free_ids + self.ids[end:], (), (start, start + len(free_ids)), label)
+
+
+def overlapping(chars: Sequence[Span], part: Span) -> Span:
+    """The span of the tokens whose characters meet `part`; (0, 0) if none does."""
+    hits = [i for i, (start, end) in enumerate(chars) if start < part[1] and end > part[0] and end > start]
+    return (hits[0], hits[-1] + 1) if hits else (0, 0)
+
+
+def pad(rows: Sequence[Encoded], device: torch.device) -> Inputs:
+    """Rows as one batch, padded on the right by id 0 under a false mask."""
+    width = max((len(row.ids) for row in rows), default=0)
+    ids = torch.tensor([row.ids + (0,) * (width - len(row.ids)) for row in rows], dtype=torch.long)
+    places = torch.arange(width)
+
+    def spans(of: list[Span]) -> Tensor:
+        start, end = torch.tensor(of).unsqueeze(-1).unbind(1)
+        return (places >= start) & (places < end)
+
+    return Inputs(
+        ids=ids.to(device),
+        mask=spans([(0, len(row.ids)) for row in rows]).to(device),
+        free=spans([row.free for row in rows]).to(device),
+        label=spans([row.label for row in rows]).to(device),
+    )
+
+
+def _append(text: str, piece: str) -> tuple[str, Span]:
+    """Text and piece joined, with a space between two words; and where the piece stands."""
+    touching = text and piece and not text[-1].isspace() and not piece[0].isspace() and piece[0] not in ".,;:!?'\")]}"
+    start = len(text) + bool(touching)
+    return text + " " * bool(touching) + piece, (start, start + len(piece))

@@ -1,0 +1,205 @@
+"""Train the demo language model: a small GPT-2 over the sentences of `world.sentences`, saved as a Hugging Face folder.
+
+    python scripts/train_lm.py --seed 0                 # writes fuse/demo/lm
+    python scripts/train_lm.py --corpus-only            # writes fuse/demo/corpus.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from world.scenes import caption, random_scene
+from world.sentences import free_sentence, mentions_heldout, sentence
+
+DEMO = Path(__file__).parent.parent / "fuse" / "demo"
+END = "<|endoftext|>"
+POSITIONS = 128
+
+
+def document(rng: random.Random) -> str:
+    """One sentence, sometimes more, sometimes without its full stop; no held-out combination arises by joining."""
+    text = sentence(rng)
+    while rng.random() < 0.15:
+        more = f"{text} {sentence(rng)}"
+        if mentions_heldout(more):
+            break
+        text = more
+    return text.rstrip(".") if rng.random() < 0.12 else text
+
+
+def documents(seed: int, count: int) -> list[str]:
+    """`count` documents, kept under the temporary directory for a later run."""
+    cache = Path(tempfile.gettempdir()) / f"fuse_documents_{seed}_{count}.json"
+    if cache.exists():
+        return json.loads(cache.read_text())
+    rng = random.Random(seed)
+    texts = [document(rng) for _ in range(count)]
+    cache.write_text(json.dumps(texts))
+    return texts
+
+
+def write_corpus(path: Path, lines: int = 6000, seed: int = 1234) -> None:
+    """A text of one sentence per line, the one that vocabulary adapters are fitted on."""
+    rng = random.Random(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(sentence(rng) + "\n" for _ in range(lines)))
+
+
+def make_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """A cased byte-level BPE as GPT-2's; `<|endoftext|>` begins, ends and pads."""
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    bpe.train_from_iterator(texts, vocab_size=size, min_frequency=2, special_tokens=[END], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, unk_token=END, pad_token=END,
+        model_max_length=POSITIONS, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def batches(ids: list[list[int]], end: int, tokens: int, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (inputs, labels) of about `tokens` tokens: mostly documents from position 0 on, padded among their like in
+    length; every tenth batch holds rows filled up to the last position, so that all positions are trained."""
+    while True:
+        order = list(range(len(ids)))
+        rng.shuffle(order)
+        for start in range(0, len(order), 8192):
+            pool = [[end, *ids[i], end] for i in order[start : start + 8192]]
+            flat = [t for row in pool[: len(pool) // 10] for t in row[:-1]]
+            full = [flat[i : i + POSITIONS] for i in range(0, len(flat) - POSITIONS, POSITIONS)]
+            rows = sorted((row[:POSITIONS] for row in pool[len(pool) // 10 :]), key=len)
+            groups = [full[i : i + tokens // POSITIONS] for i in range(0, len(full), tokens // POSITIONS)]
+            while rows:
+                count = max(1, tokens // len(rows[-1]))
+                groups.append(rows[-count:])
+                del rows[-count:]
+            rng.shuffle(groups)
+            for group in groups:
+                width = max(map(len, group))
+                inputs = torch.tensor([row + [end] * (width - len(row)) for row in group])
+                labels = torch.tensor([row + [-100] * (width - len(row)) for row in group])
+                yield inputs, labels
+
+
+def loss_of(model: GPT2LMHeadModel, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next tokens; padding is on the right, so causal attention needs no mask."""
+    logits = model(inputs, use_cache=False).logits[:, :-1].float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+
+
+@torch.no_grad()
+def perplexity(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
+    """Per-token perplexity of texts, each between two `<|endoftext|>`."""
+    end, total, count = tokenizer.eos_token_id, 0.0, 0
+    for text in texts:
+        row = torch.tensor([[end, *tokenizer(text)["input_ids"], end]])
+        total += loss_of(model, row, row).item() * (row.shape[1] - 1)
+        count += row.shape[1] - 1
+    return math.exp(total / count)
+
+
+def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the folder, weights in float16; the model in memory stays as it is."""
+    half = GPT2LMHeadModel(model.config)
+    half.load_state_dict(model.state_dict())
+    half.generation_config.update(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                                  pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    half.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def report(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, count: int = 500) -> dict:
+    """Perplexities on texts that training has not seen, and ten samples."""
+    model.eval()
+    rng = random.Random(987654321)
+    figures: dict = {
+        "captions": perplexity(model, tokenizer, [caption(random_scene(rng), rng) for _ in range(count)]),
+        "heldout_captions": perplexity(model, tokenizer, [caption(random_scene(rng, True), rng) for _ in range(count)]),
+        "other_sentences": perplexity(model, tokenizer, [free_sentence(rng) for _ in range(count)]),
+    }
+    torch.manual_seed(0)
+    start = torch.full((10, 1), tokenizer.bos_token_id)
+    rows = model.generate(start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=60)
+    figures["samples"] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    model.train()
+    return figures
+
+
+def main() -> None:
+    """Parse the command line, train, report, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--minutes", type=float, help="end sooner, after so many minutes")
+    parser.add_argument("--documents", type=int, default=600_000)
+    parser.add_argument("--vocabulary", type=int, default=1800)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
+    parser.add_argument("--save-every", type=float, default=8.0, help="minutes between intermediate saves")
+    parser.add_argument("--out", type=Path, default=DEMO / "lm")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--corpus-only", action="store_true", help="write corpus.txt and end")
+    args = parser.parse_args()
+    if args.corpus_only:
+        return write_corpus(DEMO / "corpus.txt")
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    texts = documents(args.seed, args.documents)
+    tokenizer = make_tokenizer(texts[:100_000], args.vocabulary)
+    end = tokenizer.eos_token_id
+    ids = tokenizer(texts)["input_ids"]
+    print(f"{len(texts)} documents, {sum(map(len, ids))} tokens, vocabulary {len(tokenizer)}", flush=True)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=POSITIONS, n_embd=args.width, n_layer=args.layers, n_head=args.width // 32,
+        activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).train()
+    model.set_attn_implementation("eager")  # twice as fast as fused attention for rows this short on a CPU
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    stream = batches(ids, end, args.tokens, random.Random(args.seed))
+    began = saved = time.time()
+    step, done, running = 0, 0.0, 0.0
+    while done < 1:
+        rate = args.rate * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        inputs, labels = next(stream)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            loss = loss_of(model, inputs, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
+        minutes = (time.time() - began) / 60
+        done = max(step / args.steps, minutes / args.minutes if args.minutes else 0)
+        if step % 100 == 0:
+            print(f"step {step} loss {running:.4f} rate {rate:.2e} minutes {minutes:.1f}", flush=True)
+        if time.time() - saved > 60 * args.save_every or (step > 1 and saved == began and minutes > 5):
+            save(model, tokenizer, args.out)
+            saved = time.time()
+    save(model, tokenizer, args.out)
+    model = GPT2LMHeadModel.from_pretrained(args.out, dtype=torch.float32)
+    minutes = (time.time() - began) / 60
+    figures = {"steps": step, "minutes": minutes, "parameters": model.num_parameters(), **report(model, tokenizer)}
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
