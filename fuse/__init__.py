@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from fuse.objective import Objective, Term
     from fuse.search import search
     from fuse.strategies import Beam
-    from fuse.types import FuseError, Result, Step
+    from fuse.errors import FuseError
+    from fuse.types import Result, Step
 
 _HOMES = {
-    "fuse.types": ("FuseError", "Result", "Step"),
+    "fuse.errors": ("FuseError",),
+    "fuse.types": ("Result", "Step"),
     "fuse.models": ("CLIP", "CausalLM", "SentenceEncoder", "open_image"),
     "fuse.losses": ("NLL", "CosineDistance", "CrossEntropy"),
     "fuse.adapter": ("FuseAdapter", "LexicalAdapter"),

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuse.models import CausalLM, EmbeddingModel, Model
-from fuse.types import FuseError, Inputs
+from fuse.errors import FuseError
+from fuse.types import Inputs
 
 
 class Loss(ABC):

@@ -12,7 +12,8 @@ from fuse import scoring
 from fuse.adapter import Adapter, Gradient
 from fuse.losses import Loss
 from fuse.models import CausalLM, Model
-from fuse.types import Evaluation, FuseError, Ids, TermResult
+from fuse.errors import FuseError
+from fuse.types import Evaluation, Ids, TermResult
 from fuse.vocabulary import Encoded, Template, Vocabulary, pad
 
 PRIMARY = "primary"
@@ -34,6 +35,15 @@ class Term:
         self.template = Template(prefix, suffix, loss.label)
         self.adapter = adapter
         self.batch_size = batch_size
+        self.surroundings = self.encode(["a"])[0].with_free_ids(())
+        fixed, limit = len(self.surroundings.ids), self.vocabulary.max_length
+        if fixed >= limit:
+            raise FuseError(f"prefix, suffix, label: they take {fixed} of the {limit} tokens that the model reads; shorten them")
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt the model's context has room for."""
+        return self.vocabulary.max_length - len(self.surroundings.ids)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -60,7 +70,7 @@ class Objective:
         Objective(Term(lm, NLL()), {"clip": Term(clip, CosineDistance(image), weight=20, adapter=adapter)})
 
     Raises:
-        FuseError: a secondary without an adapter, or fixed text that leaves no room in a model's context.
+        FuseError: a secondary under the primary's name.
     """
 
     def __init__(self, primary: Term, secondaries: Mapping[str, Term] | None = None) -> None:
@@ -70,28 +80,32 @@ class Objective:
             raise FuseError(f"secondary.{PRIMARY}: this key is taken; give the secondary another one")
         self.terms: dict[str, Term] = {PRIMARY: primary, **self.secondaries}
         self.evaluations = 0
-        for name, term in self.terms.items():
-            key = name if name == PRIMARY else f"secondary.{name}"
-            if name != PRIMARY and term.adapter is None and term.vocabulary is not self.vocabulary:
-                raise FuseError(f"{key}.adapter=None: its tokens are not the primary's; give an adapter, such as LexicalAdapter")
-            fixed, limit = len(term.encode(["a"])[0].ids), term.vocabulary.max_length
-            if fixed > limit:
-                raise FuseError(f"{key}: prefix, suffix and label take {fixed - 1} of its {limit} tokens; shorten them to leave room")
-        self._surroundings = primary.encode(["a"])[0]
+        """How many candidates have been scored."""
 
     @property
     def vocabulary(self) -> Vocabulary:
         """That of the primary, in which all ids are told."""
         return self.primary.vocabulary
 
-    @property
-    def longest(self) -> int:
-        """How many free tokens the primary's context has room for."""
-        return self.vocabulary.max_length - len(self._surroundings.with_free_ids(()).ids)
-
     def around(self, rows: Sequence[Ids]) -> list[Encoded]:
         """What the primary reads for rows of free tokens, taken as they are, whatever text they spell."""
-        return [self._surroundings.with_free_ids(tuple(row)) for row in rows]
+        return [self.primary.surroundings.with_free_ids(tuple(row)) for row in rows]
+
+    def spell(self, text: str) -> Ids:
+        """The free tokens of a text that a search may start from.
+
+        Raises:
+            FuseError: the primary's tokens do not spell it exactly, or it is too long for a model.
+        """
+        ids = self.primary.encode([text])[0].free_ids
+        if not self.valid([ids])[0]:
+            raise FuseError(f"init={text!r}: too long for a model, or not spelled exactly by the primary's tokens; change it")
+        return ids
+
+    def check_length(self, length: int) -> None:
+        """Raises FuseError where prompts of so many free tokens do not fit the primary's context."""
+        if length > self.primary.room:
+            raise FuseError(f"prompt_length={length}: the primary's context has room for {self.primary.room} tokens; choose fewer")
 
     def evaluate(self, rows: Sequence[Ids]) -> Evaluation:
         """Losses of rows of free tokens: decode, re-tokenise for every model, score.
@@ -125,7 +139,7 @@ class Objective:
     def _encode(self, rows: Sequence[Ids]) -> tuple[dict[str, list[Encoded]], list[bool]]:
         prompts = self.vocabulary.decode(rows)
         encoded = {name: term.encode(prompts) for name, term in self.terms.items()}
-        own, fixed = encoded[PRIMARY], len(self._surroundings.with_free_ids(()).ids)
+        own, fixed = encoded[PRIMARY], len(self.primary.surroundings.ids)
         valid = [e.free_ids == tuple(row) and len(e.ids) == fixed + len(row) for e, row in zip(own, rows, strict=True)]
         for name, term in self.terms.items():
             limit = term.vocabulary.max_length
@@ -137,10 +151,14 @@ class Guide:
     """What a method may see of an objective: gradients and likelihoods over the primary's tokens, and which are allowed."""
 
     def __init__(self, objective: Objective) -> None:
+        for name, term in objective.secondaries.items():
+            if term.adapter is None and term.vocabulary is not objective.vocabulary:
+                raise FuseError(f"secondary.{name}.adapter=None: its tokens are not the primary's; give one, such as LexicalAdapter")
         self._objective = objective
         self.vocabulary = objective.vocabulary
-        self.longest = objective.longest
+        self.longest = objective.primary.room
         self.valid = objective.valid
+        self.check_length = objective.check_length
 
     @property
     def allowed(self) -> Bool[Tensor, " v"]:

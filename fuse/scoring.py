@@ -22,7 +22,7 @@ def score(model: Model, loss: Loss, rows: Sequence[Encoded], batch_size: int) ->
     # Stable by length: little padding, and rows of one parent stay together
     order = sorted(distinct.values(), key=lambda i: (len(rows[i].ids), i))
     losses: dict[tuple[int, ...], float] = {}
-    for batch in _batches(order, batch_size):
+    for batch in _batches(order, [len(row.ids) for row in rows], batch_size):
         values = loss(model, pad([rows[i] for i in batch], model.device))
         losses.update(zip((rows[i].ids for i in batch), values.float().tolist(), strict=True))
     return torch.tensor([losses[row.ids] for row in rows])
@@ -38,7 +38,7 @@ def gradient(model: Model, loss: Loss, rows: Sequence[Encoded], batch_size: int,
     table = model.vocabulary.embedding
     by_embedding = table.new_zeros(len(rows), width, table.shape[1], dtype=torch.float32)
     by_labels = table.new_zeros(len(rows), width, len(table), dtype=torch.float32) if loss.reads_labels else None
-    for batch in _batches(range(len(rows)), batch_size):
+    for batch in _batches(range(len(rows)), [width] * len(rows), batch_size):
         inputs = pad([rows[i] for i in batch], model.device)
         embeddings = table[inputs.ids]
         if neutral is not None:
@@ -56,5 +56,11 @@ def gradient(model: Model, loss: Loss, rows: Sequence[Encoded], batch_size: int,
     return Gradient(by_embedding, by_labels)
 
 
-def _batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
+def _batches(order: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """At most `size` rows at a time, none much longer than the first of its batch, so that padding stays small."""
+    start = 0
+    while start < len(order):
+        limit = 1.25 * lengths[order[start]] + 1
+        end = next((i for i in range(start, len(order)) if i - start == size or lengths[order[i]] > limit), len(order))
+        yield order[start:end]
+        start = end

@@ -11,7 +11,8 @@ from fuse.methods import Method
 from fuse.methods.base import random_prompt
 from fuse.objective import Guide, Objective
 from fuse.strategies import Strategy
-from fuse.types import FuseError, Ids, Result, Step
+from fuse.errors import FuseError
+from fuse.types import Result, Step
 
 
 def search(
@@ -43,7 +44,7 @@ def search(
     guide = Guide(objective)
     began, scored_before = time.perf_counter(), objective.evaluations
 
-    method_state, beam = method.init(guide, _starting_ids(objective, init), generator)
+    method_state, beam = method.init(guide, objective.spell(init) if init else (), generator)
     strategy_state = strategy.init()
     started = [row for row in beam if row] or [random_prompt(guide, 1, generator)]
     initial = objective.evaluate(started).loss
@@ -94,12 +95,3 @@ def search(
         trace=tuple(trace),
     )
 
-
-def _starting_ids(objective: Objective, text: str) -> Ids:
-    """The free tokens that spell the user's starting text."""
-    if not text:
-        return ()
-    ids = objective.primary.encode([text])[0].free_ids
-    if not objective.valid([ids])[0]:
-        raise FuseError(f"init={text!r}: the primary's tokens do not spell it exactly, or it is too long for some model; change it")
-    return ids

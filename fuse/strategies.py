@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fuse.types import FuseError, Ids
+from fuse.errors import FuseError
+from fuse.types import Ids
 
 Entry = tuple[float, Ids]
 """A loss and its free tokens; sorts by loss, equal losses by tokens, so that the order is always the same."""

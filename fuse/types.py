@@ -15,10 +15,6 @@ Ids = tuple[int, ...]
 """Token ids of one sequence. Hashable, so that duplicates, memos and frontiers are plain sets and dictionaries."""
 
 
-class FuseError(Exception):
-    """A mistake that the user can mend; its message names the key, the value, what was expected and what to do."""
-
-
 @dataclass(frozen=True)
 class Inputs:
     """A padded batch for one model. `embeddings` and `labels` are set where a gradient is wanted."""

@@ -1,17 +1,20 @@
 """Train the demo language model: a small GPT-2 over the sentences of `world.sentences`, saved as a Hugging Face folder.
 
-    python scripts/train_lm.py --seed 0                 # writes fuse/demo/lm
-    python scripts/train_lm.py --corpus-only            # writes fuse/demo/corpus.txt
+python scripts/train_lm.py --seed 0                 # writes fuse/demo/lm
+python scripts/train_lm.py --corpus-only            # writes fuse/demo/corpus.txt
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
+import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,20 +42,35 @@ def document(rng: random.Random) -> str:
 
 def documents(seed: int, count: int) -> list[str]:
     """`count` documents, kept under the temporary directory for a later run."""
-    cache = Path(tempfile.gettempdir()) / f"fuse_documents_{seed}_{count}.json"
+    rng = random.Random(seed)
+    texts = [document(rng) for _ in range(min(count, 1000))]
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]  # another grammar, another cache
+    cache = Path(tempfile.gettempdir()) / f"fuse_documents_{digest}_{count}.json"
     if cache.exists():
         return json.loads(cache.read_text())
-    rng = random.Random(seed)
-    texts = [document(rng) for _ in range(count)]
+    texts += [document(rng) for _ in range(count - len(texts))]
     cache.write_text(json.dumps(texts))
     return texts
 
 
-def write_corpus(path: Path, lines: int = 6000, seed: int = 1234) -> None:
-    """A text of one sentence per line, the one that vocabulary adapters are fitted on."""
+def write_corpus(path: Path, lines: int = 6000, common: int = 4500, seed: int = 1234) -> None:
+    """The text that vocabulary adapters are fitted on, one sentence a line: `common` sentences as they come, the rest
+    each the one of many draws whose words have been rarest so far."""
     rng = random.Random(seed)
+    chosen = [sentence(rng) for _ in range(common)]
+    counts = Counter(word for text in chosen for word in words_of(text))
+    while len(chosen) < lines:
+        draws = [free_sentence(rng) for _ in range(40)]
+        chosen.append(max(draws, key=lambda text: sum(1 / (1 + counts[word]) ** 2 for word in words_of(text))))
+        counts.update(words_of(chosen[-1]))
+    rng.shuffle(chosen)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(sentence(rng) + "\n" for _ in range(lines)))
+    path.write_text("".join(f"{text}\n" for text in chosen))
+
+
+def words_of(text: str) -> set[str]:
+    """The words of `text` in lower case."""
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def make_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
@@ -137,16 +155,16 @@ def main() -> None:
     """Parse the command line, train, report, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=15000)
     parser.add_argument("--minutes", type=float, help="end sooner, after so many minutes")
-    parser.add_argument("--documents", type=int, default=600_000)
+    parser.add_argument("--documents", type=int, default=800_000)
     parser.add_argument("--vocabulary", type=int, default=1800)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="train under bfloat16 autocast")
     parser.add_argument("--save-every", type=float, default=8.0, help="minutes between intermediate saves")
     parser.add_argument("--out", type=Path, default=DEMO / "lm")
     parser.add_argument("--json", type=Path, help="write the report here")

@@ -9,23 +9,36 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from fuse.types import FuseError
+from fuse.errors import FuseError
 from fuse.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1"
 MAX_LINES = 500_000
+"""Lines read of a dataset."""
 
 
-def corpus_words(corpus: str, source: Vocabulary, target: Vocabulary) -> list[str]:
-    """Each word of the corpus once, the most frequent first.
-
-    `corpus` is a text file or a `datasets` id with a `text` column, its configuration after a colon ("id:config").
-    Where a dataset cannot be reached: one warning, and the words of both vocabularies instead.
+def corpus_fingerprint(corpus: str) -> str:
+    """A hash of a text file's bytes; a dataset's id as it is, with the number of lines read.
 
     Raises:
-        FuseError: a file that cannot be read, or a corpus without words.
+        FuseError: a text file that cannot be read.
+    """
+    path = Path(corpus).expanduser()
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.suffix == ".txt" or path.is_absolute():
+        raise FuseError(f"adapter.corpus={corpus}: no such file; give a text file or a `datasets` id")
+    return f"{corpus}[:{MAX_LINES}]"
+
+
+def corpus_words(corpus: str) -> list[str] | None:
+    """Each whitespace word of the corpus once, the most frequent first; None, with a warning, where it is out of reach.
+
+    `corpus` is a text file, or a `datasets` id with a `text` column, its configuration after a colon ("id:config").
+
+    Raises:
+        FuseError: a file that is no text, or a corpus without words.
     """
     path = Path(corpus).expanduser()
     if path.is_file():
@@ -33,13 +46,12 @@ def corpus_words(corpus: str, source: Vocabulary, target: Vocabulary) -> list[st
             lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise FuseError(f"adapter.corpus={corpus}: expected a UTF-8 text file ({error})") from error
-    elif path.suffix == ".txt":
-        raise FuseError(f"adapter.corpus={corpus}: no such file; give a text file or a `datasets` id")
     else:
-        lines = _dataset_lines(corpus)
-        if lines is None:
-            log.warning("adapter.corpus=%s cannot be reached; fitting on the words of both vocabularies instead", corpus)
-            return vocabulary_words(source, target)
+        try:
+            lines = _dataset_lines(corpus)
+        except Exception as error:  # the hub's client raises many kinds; each means that there is no corpus
+            log.warning("adapter.corpus=%s cannot be reached (%s); using the words of both vocabularies instead", corpus, type(error).__name__)
+            return None
     counts = Counter(word for line in lines for word in line.split())
     if not counts:
         raise FuseError(f"adapter.corpus={corpus}: holds no words; give a text file with some")
@@ -52,19 +64,10 @@ def vocabulary_words(*vocabularies: Vocabulary) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text.isalpha()))
 
 
-def fingerprint_words(words: list[str]) -> str:
-    """A hash of the words in their order."""
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
-
-
-def _dataset_lines(corpus: str) -> list[str] | None:
-    """The first lines of a dataset's training split, or None where it cannot be reached."""
+def _dataset_lines(corpus: str) -> list[str]:
+    """The first lines of a dataset's training split."""
     import datasets
 
     name, _, config = corpus.partition(":")
-    try:
-        stream = datasets.load_dataset(name, config or None, split="train", streaming=True)
-        return [row["text"] for row in islice(stream, MAX_LINES)]
-    except Exception as error:  # the hub client raises many kinds; every one means that there is no corpus
-        log.debug("loading %s failed: %s", corpus, error)
-        return None
+    stream = datasets.load_dataset(name, config or None, split="train", streaming=True)
+    return [row["text"] for row in islice(stream, MAX_LINES)]

@@ -2,7 +2,8 @@
 
 No map is fitted. The word around a source token is replaced, on the target's side, by one neutral point (the mean token
 embedding), where the secondary's loss is linearised. A candidate token v spells a word of target tokens k; the predicted
-change of loss is the sum over k of g . (E_k - E_mean), g being the gradient at the neutral point.
+change of loss is the mean over k of g . (E_k - E_mean), g being the gradient at the neutral point. (A mean, not a sum: a
+sum ranks just as well among words, but lets long rows of dashes win by their mere number of tokens.)
 """
 
 from __future__ import annotations
@@ -64,19 +65,21 @@ class LexicalAdapter(Adapter):
         return torch.stack([self._matrix(w.left, w.right) @ s for w, s in zip(words, scores, strict=True)])
 
     def _build_matrix(self, left: str, right: str) -> Float[Tensor, "v w"]:
-        """How often target token w stands in the word that source token v spells between `left` and `right` (sparse)."""
+        """The share of target token w in the word that source token v spells between `left` and `right` (sparse)."""
         pieces = _pieces(self.source, self.target, left, right) if left or right else self.pieces
-        rows, columns = (pieces >= 0).nonzero().unbind(1)
-        places = torch.stack([rows, pieces[rows, columns]])
-        counts = torch.sparse_coo_tensor(places, torch.ones(len(rows)), (len(self.source), len(self.target)))
-        return counts.coalesce().to_sparse_csr().to(self.target.embedding.device)
+        real = pieces >= 0
+        rows, columns = real.nonzero().unbind(1)
+        shares = 1 / real.sum(1)[rows]
+        shape = (len(self.source), len(self.target))
+        matrix = torch.sparse_coo_tensor(torch.stack([rows, pieces[rows, columns]]), shares, shape, check_invariants=True)
+        return matrix.coalesce().to(self.target.embedding.device)
 
 
 def _pieces(source: Vocabulary, target: Vocabulary, left: str, right: str) -> Int[Tensor, "v k"]:
     """The target tokens of left + v + right for every allowed source token v, filled up by -1."""
     tokens = source.allowed.nonzero().flatten().tolist()
-    spelled = target.encode([(left + source.token_texts[v] + right).strip() for v in tokens])
-    width = max((len(ids) for ids, _ in spelled), default=1)
+    spelled = target.encode_ids([(left + source.token_texts[v] + right).strip() for v in tokens])
+    width = max(map(len, spelled), default=0) or 1
     pieces = torch.full((len(source), width), -1)
-    pieces[tokens] = torch.tensor([ids + (-1,) * (width - len(ids)) for ids, _ in spelled])
+    pieces[tokens] = torch.tensor([ids + (-1,) * (width - len(ids)) for ids in spelled])
     return pieces

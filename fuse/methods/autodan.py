@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from fuse.methods.base import Method, as_candidates, first_valid
 from fuse.objective import Guide
+from fuse.errors import FuseError
 from fuse.types import Candidates, Ids
 
 
@@ -26,7 +26,11 @@ class AutoDAN(Method):
     search_width: int = 128
     logit_weight: float = 1.0
     prompt_length: int = 0
-    steps: ClassVar[int] = 20
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.search_width < 1:
+            raise FuseError(f"method.search_width={self.search_width}: expected at least 1")
 
     def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, Candidates]:
         beam = [row for row in beam if len(row) < guide.longest]

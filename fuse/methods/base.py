@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from fuse.objective import Guide
-from fuse.types import Candidates, FuseError, Ids
+from fuse.errors import FuseError
+from fuse.types import Candidates, Ids
 
 
 class Method(ABC):
     """Proposes candidates; blind to their scores."""
 
-    steps: ClassVar[int]
-    """Steps of a search that does not say how many."""
-    prompt_length: int = 0
+    steps: int
+    """How many times to propose, where the search does not say."""
+    prompt_length: int
     """Free tokens of the first prompt."""
     buffer_size: int = 0
     """How many of the best earlier sequences compete again with a step's candidates; 0 where candidates grow."""
@@ -44,8 +45,7 @@ def random_prompt(guide: Guide, length: int, generator: torch.Generator) -> Ids:
     Raises:
         FuseError: that many tokens do not fit.
     """
-    if length > guide.longest:
-        raise FuseError(f"prompt_length={length}: the primary's context has room for {guide.longest} tokens; choose fewer")
+    guide.check_length(length)
     tokens = guide.allowed.nonzero().flatten().cpu()
     prompt: Ids = ()
     while len(prompt) < length:

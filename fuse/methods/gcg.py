@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from fuse.methods.base import Method, as_candidates, first_valid
 from fuse.objective import Guide
-from fuse.types import Candidates, FuseError, Ids
+from fuse.errors import FuseError
+from fuse.types import Candidates, Ids
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class GCG(Method):
     n_replace: int = 1
     prompt_length: int = 8
     buffer_size: int = 1
-    steps: ClassVar[int] = 100
+    steps: int = 100
 
     def __post_init__(self) -> None:
         for name in ("search_width", "top_k", "n_replace", "prompt_length"):

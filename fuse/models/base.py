@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fuse.types import FuseError, Ids, Inputs
+from fuse.errors import FuseError
+from fuse.types import Ids, Inputs
 from fuse.vocabulary import Vocabulary
 
 

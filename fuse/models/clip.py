@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fuse.models.base import EmbeddingModel, load_pretrained
-from fuse.types import FuseError, Inputs
+from fuse.errors import FuseError
+from fuse.types import Inputs
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fuse.models.base import EmbeddingModel, load_pretrained
-from fuse.types import FuseError, Inputs
+from fuse.errors import FuseError
+from fuse.types import Inputs
 
 
 class SentenceEncoder(EmbeddingModel):

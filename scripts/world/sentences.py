@@ -2,7 +2,7 @@
 
 Rules are tuples of alternatives. Inside one, `{rule}` is replaced by an alternative of that rule and `{rule:form}` by one
 put into a form: "many" makes its last word plural, any other form inflects its `*verb` ("s", "ed", "en", "ing", "base",
-"are" and "were" for plural subjects); `{rule:*}` passes the form on. `a_` becomes "a" or "an" by the word after it.
+and "are" and "eds" for plural subjects); `{rule:*}` passes the form on. `a_` becomes "a" or "an" by the word after it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 
 from .scenes import CHEERFUL, COLOURS, GLOOMY, OBJECTS, SETTINGS, caption, is_heldout, random_scene
 
+# ruff: noqa: SIM905
+# fmt: off
 SHE = "Anna Maria Emma Lucy Clara Nora Rosa Sophie Grace Julia Alice Helen Mia Ella Ruth Zoe".split()
 HE = "Tom Peter Paul Jack Leo Max David Omar Felix Henry Oscar Sam Ben Karl Ivan Hugo".split()
 PRONOUNS = {
@@ -40,7 +42,7 @@ PLURALS = {
     "sheep": "sheep", "deer": "deer", "fish": "fish", "goose": "geese", "mouse": "mice", "wolf": "wolves",
     "child": "children", "man": "men", "woman": "women", "gentleman": "gentlemen", "knife": "knives", "leaf": "leaves", "shelf": "shelves",
     "potato": "potatoes", "tomato": "tomatoes",
-}  # fmt: skip
+}
 
 RULES: dict[str, tuple[str, ...]] = {
     "colour": COLOURS,
@@ -65,9 +67,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "vehicle": ("car", "train", "boat", "bus", "truck", "bicycle", "ship", "plane", "rocket", "taxi"),
     "clothing": ("hat", "shirt", "coat", "scarf", "crown", "dress", "jacket", "sweater"),
     "fruit": ("apple", "pear", "orange", "lemon", "banana", "cherry", "plum", "mushroom", "carrot", "potato", "tomato",
-        "onion", "egg", "sandwich", "cookie", "pancake"),  # fmt: skip
+        "onion", "egg", "sandwich", "cookie", "pancake"),
     "food": ("bread", "cheese", "soup", "rice", "honey", "cake", "jam", "chocolate", "salad", "fruit", "fish", "pizza",
-        "ice cream", "pasta", "{fruit:many}", "{some} {fruit:many}", "a_ {fruit}", "a_ {colour} {fruit}"),  # fmt: skip
+        "ice cream", "pasta", "{fruit:many}", "{some} {fruit:many}", "a_ {fruit}", "a_ {colour} {fruit}"),
     "drink": ("tea", "coffee", "milk", "water", "juice", "cocoa", "lemonade", "hot chocolate", "apple juice"),
     "size": ("small", "big", "little", "large", "tiny", "huge"),
     "quality": tuple("""old new beautiful heavy broken empty strange wooden expensive cheap clean dirty round simple pretty
@@ -82,7 +84,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "hour": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     "month": ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-        "November", "December"),  # fmt: skip
+        "November", "December"),
     "season": ("spring", "summer", "autumn", "winter"),
     "town": ("Paris", "London", "Rome", "Lisbon", "Vienna", "Cairo", "Oslo", "Berlin", "Tokyo", "Madrid", "Boston", "Athens"),
     "material": ("wood", "stone", "glass", "paper", "gold", "silver", "wool", "iron", "clay"),
@@ -104,17 +106,17 @@ RULES: dict[str, tuple[str, ...]] = {
         "in the village", "in the mountains", "on the farm", "on the island", "at the harbour", "in the museum", "at home",
         "in the bakery", "under the bridge", "on the beach", "in the street", "on the hill", "in {town}", "near the castle",
         "under a_ {adjs} tree", "on the table", "in a_ {adjs} house", "in front of the {large}", "behind the {large}",
-        "next to the {thing}", "{setting}", "{setting}", "{setting}", "{setting}"),  # fmt: skip
+        "next to the {thing}", "{setting}", "{setting}", "{setting}", "{setting}"),
     "to": ("to the market", "to school", "to the station", "to {town}", "to the sea", "to the forest", "to the city",
         "into the garden", "to the library", "to the village", "home", "to the castle", "across the bridge",
         "through the forest", "along the river", "over the hills", "into the mountains", "through the rain", "through the snow",
-        "across the desert", "through the meadow", "around the lake", "to the theatre", "to the doctor"),  # fmt: skip
+        "across the desert", "through the meadow", "around the lake", "to the theatre", "to the doctor"),
     "past": ("yesterday", "last {season}", "last week", "last year", "this morning", "{num} days ago", "{num} years ago",
         "on {day}", "in {month}", "last night", "an hour ago", "after dinner", "before breakfast", "at {hour} o'clock"),
     "future": ("tomorrow", "next week", "next year", "in {num} days", "tonight", "soon", "on {day}", "next {season}", "in {month}",
-        "in an hour", "after lunch", "one day", "at {hour} o'clock", "later"),  # fmt: skip
+        "in an hour", "after lunch", "one day", "at {hour} o'clock", "later"),
     "usual": ("every day", "every morning", "every evening", "every {day}", "in {season}", "all day", "at night", "on Sundays",
-        "twice a week", "after work", "in the afternoon", "all the time", "before bed"),  # fmt: skip
+        "twice a week", "after work", "in the afternoon", "all the time", "before bed"),
     "often": ("often", "never", "always", "sometimes", "usually", "rarely", "still", "really"),
     # What people do, one verb to inflect
     "do": ("*buy {a_carry}", "*find {a_carry}", "*lose {his} {carry}", "*paint {a_thing}", "*carry {a_carry}", "*sell {things}",
@@ -127,23 +129,23 @@ RULES: dict[str, tuple[str, ...]] = {
         "*ring the {adj} bell", "*plant {some} {colour} flowers", "*pick {some} {fruit:many}", "*draw {some} {things}",
         "*study {subject}", "*teach {subject}", "*collect {things}", "*open the {adj} {carry}", "*admire {the_thing}"),
     "act": ("*sleep", "*sing", "*dance", "*laugh", "*wait", "*work", "*read", "*sit", "*stand", "*play", "*rest", "*dream",
-        "*walk", "*smile", "*whistle", "*swim"),  # fmt: skip
+        "*walk", "*smile", "*whistle", "*swim"),
     "move": ("*walk", "*run", "*go", "*travel", "*ride {a_animal}", "*drive", "*hurry", "*come back", "*take the {vehicle}"),
     "vp": ("{do:*}", "{do:*}", "{do:*}", "{do:*} {place}", "{act:*} {place}", "{act:*}", "{move:*} {to}",
         "{move:*} {to} with {other}", "*give {a_carry} to {M}", "*put {a_carry} {place}", "*leave {a_carry} {place}",
-        "*bring {M} {a_carry}", "*live {place}", "{act:*} with {other}"),  # fmt: skip
+        "*bring {M} {a_carry}", "*live {place}", "{act:*} with {other}"),
     "beast": ("*sleep {place}", "*run {to}", "*eat {food}", "*hide {place}", "*play with a_ {adjs} ball", "*watch {other}",
         "*sit on the {adjs} {thing}", "*drink {drink}", "*jump over the {thing}", "*walk {to}", "*stand {place}",
-        "*follow {other}", "*look for food", "*rest {place}", "*sleep under the {adjs} {large}"),  # fmt: skip
+        "*follow {other}", "*look for food", "*rest {place}", "*sleep under the {adjs} {large}"),
     "weather": ("it *be raining", "it *be snowing", "the sun *shine", "the wind *blow", "it *be cold", "it *be warm",
         "the weather *be {weatherly}", "the sky *be {colour}", "the night *be dark", "it *be windy", "it *be foggy",
-        "the snow *be deep", "the sea *be calm", "the rain *stop", "the storm *begin"),  # fmt: skip
+        "the snow *be deep", "the sea *be calm", "the rain *stop", "the storm *begin"),
     "weatherly": ("nice", "bad", "beautiful", "terrible", "sunny", "dreary", "gloomy", "lovely", "cold", "wonderful"),
     "state": ("*be {feeling}", "*be {feeling}", "*feel {feeling}", "*be very {feeling}", "*be late", "*be ill", "*be at home"),
-    "thought": ("the {thing} *be {adj}", "the {vehicle} *be late", "{M} *be {nature}", "{weather:*}", "the {fruit} *be {colour}",
-        "{M} {vp:*}", "{the_animal} *be {feeling}"),  # fmt: skip
+    "thought": ("the {thing} *be {adj}", "the {vehicle} *be late", "{K} *be {nature}", "{weather:*}", "the {fruit} *be {colour}",
+        "{K} {vp:*}", "{the_animal} *be {feeling}"),
     "say": ("said", "answered", "laughed", "whispered", "shouted", "replied"),
-}  # fmt: skip
+}
 
 # One topic is drawn, then one of its templates.
 TOPICS: dict[str, tuple[str, ...]] = {
@@ -157,7 +159,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "I {often} {vp:base}.", "we do not {vp:base} {usual}.", "{who} is a_ {nature} {someone}.", "{N} works as a_ {job} in {town}."),
     "future": ("{who} will {vp:base} {future}.", "{future} {they} will {vp:base}.", "{who} is going to {vp:base} {future}.",
         "{they} are going to {vp:base}.", "I hope that {M} will {vp:base} {future}.", "{who} would like to {vp:base}.",
-        "perhaps {they} will {vp:base} {future}.", "{who} plans to {vp:base} {future}."),  # fmt: skip
+        "perhaps {they} will {vp:base} {future}.", "{who} plans to {vp:base} {future}."),
     "why": ("{who} {vp:ed} because {weather:ed}.", "{who} {state:ed}, so {he} {vp:ed}.", "{weather:ed}, so {they} {vp:eds}.",
         "{who} {state:ed} because {thought:ed}.", "if {weather:s}, {they} will {vp:base}.", "although {weather:ed}, {who} {vp:ed}.",
         "{weather:s}, but {who} {state:s}.", "{who} bought a_ {adjs} umbrella because of the rain.",
@@ -172,7 +174,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "animals": ("{the_animal} {beast:ed}.", "{the_animal} {beast:s} {usual}.", "{who} has a_ {adjs} {animal}.", "{animal:many} eat {food}.",
         "{the_animal} is {vp_animal}.", "the {animal:many} {beast:eds}.", "{num} {animal:many} {beast:eds} {past}.",
         "a_ {animal} is smaller than a_ {animal}.", "{who} saw {a_animal} {place}.", "the {animal} and the {animal} are good friends.",
-        "{animal:many} and {animal:many} live {place}.", "{the_animal} is {feeling} because {weather:s}."),  # fmt: skip
+        "{animal:many} and {animal:many} live {place}.", "{the_animal} is {feeling} because {weather:s}."),
     "vp_animal": ("{feeling}", "hungry", "{beast:ing}"),
     "food": ("{who} eats {food} for breakfast.", "{who} would like a_ cup of {drink}.", "the {fruit:many} are sweet and {colour}.",
         "{food} and {drink}, please.", "{who} cooked {food} for {other}.", "would you like some {drink}?", "{they} had {food} for dinner.",
@@ -197,7 +199,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "vp_you": ("help me", "see the {adjs} {large}", "give me the {adjs} {carry}", "play the guitar", "open the {adj} door", "swim"),
     "orders": ("please give me the {adjs} {carry}.", "do not forget your {adjs} {carry}!", "let us {vp_we}.", "look at the {adjs} {thing}!",
         "put the {carry} {place}, please.", "come {to} with me!", "be careful with the {adjs} {carry}.", "never touch the {adj} {carry}!",
-        "wait for {M} {place}.", "close the window, {M}."),  # fmt: skip
+        "wait for {M} {place}.", "close the window, {M}."),
     "vp_we": ("go {to}", "sing a song", "eat {food}", "play {place}", "draw {a_thing}", "look for {the_thing}", "go home"),
     "dialogue": ('{N} said, "{thought:s}."', '"I {often} {vp:base}," said {N}.', '"where is {the_thing}?" asked {who}.',
         '"{thought:ed}," said {who}.', '"good morning, {M}," said {N}.', '"thank you for the {adjs} {carry}," said {who}.',
@@ -209,7 +211,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "{N} knows that {thought:s}.", "{the_thing} looks {mood}.", "{who} is afraid of {animal:many}.", "a_ {mood} song makes us {feeling}."),
     "comparison": ("the {colour} {thing} is {more} than the {colour} {thing}.", "{who} is {taller} than {M}.", "a_ {large} is bigger than a_ {carry}.",
         "this is the {most} {thing} in {town}.", "{the_thing} is not as {adj} as the {colour} one.", "{N} is the {tallest} {job} in the village.",
-        "I prefer {drink} to {drink}.", "one {thing} is {colour}, the other is {colour}."),  # fmt: skip
+        "I prefer {drink} to {drink}.", "one {thing} is {colour}, the other is {colour}."),
     "more": ("bigger", "smaller", "older", "newer", "heavier", "cheaper", "more beautiful", "brighter", "more expensive"),
     "most": ("biggest", "smallest", "oldest", "newest", "most beautiful", "strangest", "most famous", "saddest", "loveliest"),
     "taller": ("taller", "older", "younger", "happier", "faster", "stronger", "kinder", "busier"),
@@ -220,14 +222,15 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "a_ {thing}, {colour} and {adj}, {setting}.", "in the picture there is a_ {adjs} {thing}.", "a painting of {num} {things} {place}.",
         "{setting} {who} {vp:ed}.", "the picture shows a_ {someone} {vp:ing}.", "this is a_ {adjs} {thing}.", "I see a_ {adjs} {thing}.",
         "a_ {adjs} {thing} under a_ {colour} sky.", "the {thing} is {colour} and the {thing} is {colour}."),
-}  # fmt: skip
+}
+# fmt: on
 STARTS = tuple(t for t, templates in TOPICS.items() if templates[0][-1] in '.?!"')
 
 
 def inflect(verb: str, form: str) -> str:
     """`verb` in one of the forms named in the module's head."""
-    if verb == "be" and form in ("s", "are", "were"):
-        return {"s": "is", "are": "are", "were": "were"}[form]
+    if verb == "be" and form in ("s", "are", "eds"):
+        return {"s": "is", "are": "are", "eds": "were"}[form]
     if form in ("base", "are"):
         return verb
     if form == "s":
@@ -264,9 +267,7 @@ def expand(template: str, rng: random.Random, bound: dict[str, str], form: str =
             text = " ".join([*before, plural(noun)])
         return text
 
-    # A plural subject's past differs from the singular's only in "were".
-    past = "were" if form == "eds" else "ed"
-    text = re.sub(r"\*(\w+)", lambda m: inflect(m[1], past if m[1] == "be" and form == "eds" else form.rstrip("s") or "s"), template)
+    text = re.sub(r"\*(\w+)", lambda match: inflect(match[1], form), template)
     return re.sub(r"\{(\w+)(?::(\w+|\*))?\}", replace, text)
 
 
@@ -274,9 +275,7 @@ def mentions_heldout(text: str) -> bool:
     """Whether a colour, an object and a setting word of one held-out combination all occur in `text`, plurals included."""
     words = set(re.findall(r"[a-z]+", text.lower()))
     words |= {w[:-1] for w in words if w.endswith("s")}
-    return any(
-        is_heldout(c, o, s) for c in COLOURS if c in words for o in OBJECTS if o in words for s in SETTINGS if s in words
-    )
+    return any(is_heldout(c, o, s) for c in COLOURS if c in words for o in OBJECTS if o in words for s in SETTINGS if s in words)
 
 
 def free_sentence(rng: random.Random) -> str:

@@ -1,0 +1,164 @@
+"""From a plain configuration (nested dictionaries, as `conf/` gives them) to the objects of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fuse.adapter import ADAPTERS
+from fuse.adapter.cache import load_or_fit
+from fuse.losses import LM_LOSSES, CosineDistance, Loss
+from fuse.methods import METHODS, Method
+from fuse.models import CLIP, CausalLM, Model, SentenceEncoder, open_image
+from fuse.objective import PRIMARY, Objective, Term
+from fuse.strategies import STRATEGIES, Strategy
+from fuse.errors import FuseError
+
+Config = Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that `fuse.search` takes."""
+
+    objective: Objective
+    method: Method
+    strategy: Strategy
+    init: str
+    generator: torch.Generator
+
+
+def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter) -> Run:
+    """The run that a composed configuration describes; adapters are fitted last, when all else is known to be right.
+
+    Raises:
+        FuseError: a value that cannot be used; its message names the key.
+    """
+    method = _options(METHODS, config["method"], "method")
+    strategy = _options(STRATEGIES, config["strategy"], "strategy")
+    generator = torch.Generator().manual_seed(_whole_number(config["seed"], "seed"))
+    objective = Objective(_term(config[PRIMARY], PRIMARY), {k: _term(v, f"secondary.{k}") for k, v in config["secondary"].items()})
+    objective.check_length(method.prompt_length)
+    if config["init"]:
+        objective.spell(config["init"])
+    for name, term in objective.secondaries.items():
+        model_ids = config[PRIMARY]["model_id"], config["secondary"][name]["model_id"]
+        settings = dict(config["adapter"])
+        term.adapter = load_or_fit(
+            _pick(ADAPTERS, settings.pop("name"), "adapter"),
+            objective.vocabulary,
+            term.vocabulary,
+            folder=Path(settings.pop("cache_dir")).expanduser(),
+            name="--".join([_slug(i) for i in model_ids] + [config["adapter"]["name"]]),
+            corpus=settings.pop("corpus", None),
+            settings=settings,
+            progress=progress,
+        )
+    return Run(objective, method, strategy, config["init"] or "", generator)
+
+
+# A kind of model: from its entry to the model, and from both to the loss. The target is looked at before weights are
+# loaded, so that a wrong one is told at once.
+def _load_causal_lm(config: Config, key: str) -> tuple[Model, Loss]:
+    kind = _pick(LM_LOSSES, config["loss"], f"{key}.loss")
+    loss = kind(**{field.name: config.get(field.name) for field in dataclasses.fields(kind)})
+    return CausalLM.load(config["model_id"], **_place(config, key)), loss
+
+
+def _load_clip(config: Config, key: str) -> tuple[Model, Loss]:
+    if not config["image"]:
+        raise FuseError(f"image=null: {key} looks at a picture; give image=PATH, or leave this secondary out")
+    image = open_image(config["image"])
+    model = CLIP.load(config["model_id"], **_place(config, key))
+    return model, CosineDistance(model.embed_images([image])[0])
+
+
+def _load_sentence(config: Config, key: str) -> tuple[Model, Loss]:
+    if not config["target"]:
+        raise FuseError(f'target=null: {key} needs a text whose meaning is sought; give target="TEXT"')
+    model = SentenceEncoder.load(config["model_id"], **_place(config, key))
+    return model, CosineDistance(model.embed_texts([str(config["target"])])[0])
+
+
+KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss]]] = {
+    "causal_lm": _load_causal_lm,
+    "clip": _load_clip,
+    "sentence": _load_sentence,
+}
+"""Every kind of model by its name in the entries of `conf/primary` and `conf/secondary`."""
+
+
+def _term(config: Config, key: str) -> Term:
+    """The term of one entry of the configuration."""
+    model, loss = _pick(KINDS, config["kind"], f"{key}.kind")(config, key)
+    try:
+        return Term(
+            model,
+            loss,
+            weight=_number(config["weight"], f"{key}.weight"),
+            prefix=str(config["prefix"] or ""),
+            suffix=str(config["suffix"] or ""),
+            batch_size=_whole_number(config["batch_size"], f"{key}.batch_size", at_least=1),
+        )
+    except FuseError as error:
+        raise FuseError(f"{key}.{error}") from None
+
+
+def _place(config: Config, key: str) -> dict[str, Any]:
+    """The `dtype` and `device` of an entry."""
+    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+    device = config["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FuseError(f"{key}.device={device}: not to be had here ({reason}); give device=auto or device=cpu") from None
+    return {"dtype": _pick(dtypes, config["dtype"], f"{key}.dtype"), "device": device}
+
+
+def _options(kinds: Mapping[str, Callable[..., T]], config: Config, key: str) -> T:
+    """The dataclass that `config["name"]` names, made from the other options; null leaves an option at its default."""
+    options = dict(config)
+    kind = _pick(kinds, options.pop("name"), key)
+    types = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    checks = {"int": _whole_number, "float": _number}
+    checked = {name: checks.get(str(types.get(name)), _as_is)(value, f"{key}.{name}") for name, value in options.items() if value is not None}
+    return kind(**checked)
+
+
+def _pick(known: Mapping[str, T], name: Any, key: str) -> T:
+    """`known[name]`, or an error that tells the near match and all choices."""
+    if name in known:
+        return known[name]
+    near = get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise FuseError(f"{key}={name}: {hint}expected one of {', '.join(known)}")
+
+
+def _whole_number(value: Any, key: str, at_least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise FuseError(f"{key}={value}: expected a whole number of at least {at_least}")
+    return value
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
+        raise FuseError(f"{key}={value}: expected a number")
+    return float(value)
+
+
+def _as_is(value: Any, key: str) -> Any:
+    return value
+
+
+def _slug(model_id: str) -> str:
+    """The last two parts of a hub id or path, as part of a file's name."""
+    return "-".join(Path(model_id).parts[-2:])

@@ -1,0 +1,84 @@
+"""Hydra's complaints about a command line, told in one line with what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
+
+COMPLAINTS = (HydraException, OmegaConfBaseException)
+"""What Hydra and OmegaConf raise about a configuration."""
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """One line about an error; `arguments` are those of the command line."""
+    text = str(error)
+    if not isinstance(error, COMPLAINTS):
+        return text
+    unquoted = _unquoted(text, arguments)
+    if unquoted is not None:
+        key, _, value = unquoted.partition("=")
+        return f"{key}={value}: a text with a comma, an apostrophe or other signs needs quotes of its own; write {_quoted(key, value)}"
+    unknown = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
+    if unknown or isinstance(error, ConfigAttributeError):
+        return _unknown_key(unknown[1] if unknown else "", text, arguments)
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if missing:
+        group, name = missing.groups()
+        return f"{group}={name}: {_near(name, _choices(group))}"
+    group_error = re.search(r"Could not find match for '([^']+)'|No match in the defaults list.*?'([^']+)'", text)
+    if group_error:
+        return f"{text.splitlines()[0]}; {_near(group_error[1] or group_error[2], _keys())}"
+    return " ".join(text.split())
+
+
+def _unquoted(complaint: str, arguments: Sequence[str]) -> str | None:
+    """The override whose value Hydra could not read as one text."""
+    if not re.search(r"(?i)sweep|mismatched input|no viable|extraneous|token recognition|parsing|LexerNoViable", complaint):
+        return None
+    texts = [a for a in arguments if re.match(r"[\w.@/+~]+=[^'\"\[{]", a) and re.search(r"[,'\"(){}:\[\]]", a)]
+    named = [a for a in texts if a.partition("=")[0] in complaint]
+    return (named or texts or [None])[0]
+
+
+def _quoted(key: str, value: str) -> str:
+    """An argument that a POSIX shell and Hydra both read as this text."""
+    inner = value.replace("\\", "\\\\").replace('"', '\\"')
+    argument = f'{key}="{inner}"'
+    return "'" + argument.replace("'", "'\\''") + "'"
+
+
+def _unknown_key(key: str, complaint: str, arguments: Sequence[str]) -> str:
+    full = re.search(r"full_key: (\S+)", complaint)
+    key = full[1] if full else key
+    value = next((a.partition("=")[2] for a in arguments if a.partition("=")[0] == key), "")
+    return f"{key}={value}: no such option; {_near(key, _keys())}; see python find_prompt.py --help"
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" + ("" if len(known) > 12 else f" There are {', '.join(known)}") if near else f"there are {', '.join(known)}"
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _keys() -> list[str]:
+    """Every key that the configuration files hold, with its group before it."""
+    keys = []
+    for path in sorted(CONF.rglob("*.yaml")):
+        group = [*path.relative_to(CONF).parts[:-1]]
+        if group == ["secondary"]:
+            group.append(path.stem)
+        if group == ["experiment"]:
+            continue
+        names = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        keys += [".".join([*group, name]) for name in names if name != "defaults"]
+    return list(dict.fromkeys(keys))

@@ -1,0 +1,134 @@
+# ruff: noqa: SIM905
+"""The drawn world's scenes and the sentences around them: nothing held out leaks, captions tell what is drawn."""
+
+import random
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from world.scenes import (
+    CHEERFUL,
+    COLOURS,
+    GLOOMY,
+    OBJECTS,
+    SETTINGS,
+    Scene,
+    Thing,
+    caption,
+    is_heldout,
+    plain_caption,
+    random_scene,
+    right_words,
+    wrong_words,
+)
+from world.sentences import IRREGULAR, free_sentence, inflect, mentions_heldout, plural, sentence, world_caption
+
+HELD = next((c, o, s) for c in COLOURS for o in OBJECTS for s in SETTINGS if is_heldout(c, o, s))
+SENTENCES = [sentence(random.Random(seed)) for seed in range(3000)]
+FREE = [free_sentence(random.Random(seed)) for seed in range(3000)]
+VOWEL = r"[aeiouAEIOU]"
+
+
+def said_combinations(text: str) -> set[tuple[str, str, str]]:
+    """(colour, object, setting) of every "colour object" said next to each other, plurals included, with each setting."""
+    words = [w if w in {*OBJECTS, *SETTINGS} else w.removesuffix("s") for w in re.findall(r"[a-z]+", text.lower())]
+    pairs = [(c, o) for c, o in pairwise(words) if c in COLOURS and o in OBJECTS]
+    return {(c, o, s) for c, o in pairs for s in SETTINGS if s in words}
+
+
+def test_about_a_tenth_is_held_out_of_every_setting() -> None:
+    """Each setting leaves plenty of training combinations and has some that are held out."""
+    for setting in SETTINGS:
+        share = sum(is_heldout(c, o, setting) for c in COLOURS for o in OBJECTS) / (len(COLOURS) * len(OBJECTS))
+        assert 0.04 < share < 0.18
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_scenes_hold_only_what_was_asked_for(heldout: bool) -> None:
+    """Every thing of a training scene is a training combination, every thing of a held-out scene a held-out one."""
+    scenes = [random_scene(random.Random(seed), heldout) for seed in range(300)]
+    assert {is_heldout(t.colour, t.object, s.setting) for s in scenes for t in s.things} == {heldout}
+    assert {len(s.things) for s in scenes} == {1, 2}
+    assert all(len({t.object for t in s.things}) == len(s.things) for s in scenes)
+
+
+@pytest.mark.parametrize("moods", [(), CHEERFUL, GLOOMY])
+def test_captions_tell_the_scene_and_nothing_else(moods: tuple[str, ...]) -> None:
+    """All right words are in a caption, no wrong one is, and a mood is exactly where it was asked for."""
+    for seed in range(400):
+        rng = random.Random(seed)
+        scene = random_scene(rng, heldout=seed % 2 == 0)
+        text = caption(scene, rng, moods)
+        for said in (text, plain_caption(scene)):
+            words = set(re.findall(r"[a-z]+", said.lower()))
+            assert words >= set(right_words(scene)), said
+            assert not words & set(wrong_words(scene)), said
+        words = re.findall(r"[a-z]+", text.lower().replace("on a sunny meadow", ""))
+        assert sum(w in moods for w in words) == (len(scene.things) if moods else 0), text
+        assert not set(words) & (set(CHEERFUL + GLOOMY) - set(moods)), text
+
+
+def test_right_and_wrong_words_part_the_vocabulary() -> None:
+    """The word lists are disjoint and together make up the world's words."""
+    scene = Scene((Thing("house", "red", "big"), Thing("tree", "blue", "small")), "snow", "left")
+    assert right_words(scene) == ["blue", "house", "red", "snow", "tree"]
+    assert plain_caption(scene) == "A red house next to a blue tree in the snow."
+    assert sorted(right_words(scene) + wrong_words(scene)) == sorted({*COLOURS, *OBJECTS, *SETTINGS})
+
+
+def test_no_sentence_says_a_held_out_combination() -> None:
+    """Neither the captions nor the free sentences that training sees; the free ones do mention the world."""
+    said = [said_combinations(text) for text in SENTENCES + FREE]
+    assert sum(map(bool, said)) > 500
+    assert [combination for combinations in said for combination in combinations if is_heldout(*combination)] == []
+
+
+def test_the_guard_sees_held_out_words() -> None:
+    """`mentions_heldout` finds them apart from each other, capitalised and in the plural, and passes training ones."""
+    colour, object, setting = HELD
+    assert mentions_heldout(f"The {object}s of the {setting} are {colour}.")
+    assert mentions_heldout(f"{colour.capitalize()} is the {object}. It stands {SETTINGS[setting][0]}.")
+    assert not mentions_heldout(f"The {object} is {colour}.")
+    assert not any(
+        mentions_heldout(plain_caption(s)) for s in map(random_scene, map(random.Random, range(200))) if not s.relation
+    )
+
+
+def test_sentences_are_fixed_by_their_seed() -> None:
+    """Equal seeds give equal sentences, unequal seeds a variety."""
+    for draw in (sentence, free_sentence, world_caption):
+        once, again = ([draw(random.Random(seed)) for seed in range(200)] for _ in range(2))
+        assert once == again
+        assert len(set(once)) > 150
+
+
+def test_about_a_third_are_captions() -> None:
+    """Between 30% and 45% of the sentences name a colour, an object and a setting, as captions do."""
+    share = sum(bool(said_combinations(text)) for text in SENTENCES) / len(SENTENCES)
+    assert 0.3 < share < 0.45
+
+
+def test_sentences_are_well_formed() -> None:
+    """Capital start, final mark, nothing unfilled, single spaces, paired quotes, and the right article."""
+    for text in SENTENCES + FREE:
+        assert re.fullmatch(r'"?[A-Z].*[.?!]"?', text), text
+        assert not re.search(r"[{}*_]|  |\bNone\b", text), text
+        assert text.count('"') in (0, 2, 4), text
+        assert not re.search(rf"\b[Aa] {VOWEL}", text), text
+        assert not re.search(r"\b[Aa]n (?!hour)[^aeiou]", text), text
+        assert not re.search(r"\b(\w+) \1\b", text), text
+
+
+def test_forms_of_words() -> None:
+    """Spelling rules and exceptions of verbs and nouns."""
+    assert [inflect("carry", f) for f in ("base", "s", "ed", "en", "ing")] == "carry carries carried carried carrying".split()
+    assert [inflect("swim", f) for f in ("s", "ed", "en", "ing")] == "swims swam swum swimming".split()
+    assert [inflect("be", f) for f in ("s", "are", "ed", "eds", "en", "ing")] == "is are was were been being".split()
+    assert [inflect("take", "ing"), inflect("stop", "ed"), inflect("have", "s")] == ["taking", "stopped", "has"]
+    assert [plural(n) for n in "box cherry key mouse fish church".split()] == "boxes cherries keys mice fish churches".split()
+    assert all(len(forms) == 2 for forms in IRREGULAR.values())
