@@ -1,6 +1,6 @@
 """Find a prompt: compose the configuration, build the run, search, write the results.
 
-    python find_prompt.py image=images/house.png
+python find_prompt.py image=images/house.png
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from fuse import console, overrides
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
-    from fuse.build import Run
     from fuse.types import Result
 
 HERE = Path(__file__).resolve().parent

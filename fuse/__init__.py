@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fuse.adapter import FuseAdapter, LexicalAdapter
+    from fuse.errors import FuseError
     from fuse.losses import NLL, CosineDistance, CrossEntropy
     from fuse.methods import GCG, AutoDAN
     from fuse.models import CLIP, CausalLM, SentenceEncoder, open_image
     from fuse.objective import Objective, Term
     from fuse.search import search
     from fuse.strategies import Beam
-    from fuse.errors import FuseError
     from fuse.types import Result, Step
 
 _HOMES = {
@@ -31,7 +31,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

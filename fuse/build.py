@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,15 +13,16 @@ import torch
 
 from fuse.adapter import ADAPTERS
 from fuse.adapter.cache import load_or_fit
+from fuse.errors import FuseError
 from fuse.losses import LM_LOSSES, CosineDistance, Loss
 from fuse.methods import METHODS, Method
 from fuse.models import CLIP, CausalLM, Model, SentenceEncoder, open_image
 from fuse.objective import PRIMARY, Objective, Term
 from fuse.strategies import STRATEGIES, Strategy
-from fuse.errors import FuseError
 
 Config = Mapping[str, Any]
 T = TypeVar("T")
+M = TypeVar("M", bound=Model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
             folder=Path(settings.pop("cache_dir")).expanduser(),
             name="--".join([_slug(i) for i in model_ids] + [config["adapter"]["name"]]),
             corpus=settings.pop("corpus", None),
-            settings=settings,
+            settings={k: _whole_number(v, f"adapter.{k}", at_least=1) for k, v in settings.items()},
             progress=progress,
         )
     return Run(objective, method, strategy, config["init"] or "", generator)
@@ -65,28 +67,28 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
 
 # A kind of model: from its entry to the model, and from both to the loss. The target is looked at before weights are
 # loaded, so that a wrong one is told at once.
-def _load_causal_lm(config: Config, key: str) -> tuple[Model, Loss]:
+def _load_causal_lm(config: Config, key: str) -> tuple[Model, Loss[Any]]:
     kind = _pick(LM_LOSSES, config["loss"], f"{key}.loss")
     loss = kind(**{field.name: config.get(field.name) for field in dataclasses.fields(kind)})
-    return CausalLM.load(config["model_id"], **_place(config, key)), loss
+    return _load(CausalLM, config, key), loss
 
 
-def _load_clip(config: Config, key: str) -> tuple[Model, Loss]:
+def _load_clip(config: Config, key: str) -> tuple[Model, Loss[Any]]:
     if not config["image"]:
         raise FuseError(f"image=null: {key} looks at a picture; give image=PATH, or leave this secondary out")
     image = open_image(config["image"])
-    model = CLIP.load(config["model_id"], **_place(config, key))
+    model = _load(CLIP, config, key)
     return model, CosineDistance(model.embed_images([image])[0])
 
 
-def _load_sentence(config: Config, key: str) -> tuple[Model, Loss]:
+def _load_sentence(config: Config, key: str) -> tuple[Model, Loss[Any]]:
     if not config["target"]:
         raise FuseError(f'target=null: {key} needs a text whose meaning is sought; give target="TEXT"')
-    model = SentenceEncoder.load(config["model_id"], **_place(config, key))
+    model = _load(SentenceEncoder, config, key)
     return model, CosineDistance(model.embed_texts([str(config["target"])])[0])
 
 
-KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss]]] = {
+KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss[Any]]]] = {
     "causal_lm": _load_causal_lm,
     "clip": _load_clip,
     "sentence": _load_sentence,
@@ -97,17 +99,31 @@ KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss]]] = {
 def _term(config: Config, key: str) -> Term:
     """The term of one entry of the configuration."""
     model, loss = _pick(KINDS, config["kind"], f"{key}.kind")(config, key)
-    try:
+    with _naming(key):
         return Term(
             model,
             loss,
-            weight=_number(config["weight"], f"{key}.weight"),
+            weight=_number(config["weight"], "weight"),
             prefix=str(config["prefix"] or ""),
             suffix=str(config["suffix"] or ""),
-            batch_size=_whole_number(config["batch_size"], f"{key}.batch_size", at_least=1),
+            batch_size=_whole_number(config["batch_size"], "batch_size", at_least=1),
         )
+
+
+def _load(kind: type[M], config: Config, key: str) -> M:
+    """The model of an entry."""
+    place = _place(config, key)
+    with _naming(key):
+        return kind.load(str(config["model_id"]), **place)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Errors within this context begin with the key of the entry."""
+    try:
+        yield
     except FuseError as error:
-        raise FuseError(f"{key}.{error}") from None
+        raise FuseError(f"{key}.{error}") from error
 
 
 def _place(config: Config, key: str) -> dict[str, Any]:
@@ -130,7 +146,9 @@ def _options(kinds: Mapping[str, Callable[..., T]], config: Config, key: str) ->
     kind = _pick(kinds, options.pop("name"), key)
     types = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     checks = {"int": _whole_number, "float": _number}
-    checked = {name: checks.get(str(types.get(name)), _as_is)(value, f"{key}.{name}") for name, value in options.items() if value is not None}
+    checked = {
+        name: checks.get(str(types.get(name)), _as_is)(value, f"{key}.{name}") for name, value in options.items() if value is not None
+    }
     return kind(**checked)
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse.models import CausalLM, EmbeddingModel, Model
 from fuse.errors import FuseError
+from fuse.models import CausalLM, EmbeddingModel, Model
 from fuse.types import Inputs
 
+ModelT = TypeVar("ModelT", bound=Model)
 
-class Loss(ABC):
+
+class Loss(ABC, Generic[ModelT]):
     """A function of a model and a batch; lower is better."""
 
     label: str = ""
@@ -27,12 +30,12 @@ class Loss(ABC):
     """Whether free tokens act as labels too, so that the loss has a gradient by `Inputs.labels`."""
 
     @abstractmethod
-    def __call__(self, model: Model, inputs: Inputs) -> Float[Tensor, " b"]:
+    def __call__(self, model: ModelT, inputs: Inputs) -> Float[Tensor, " b"]:
         """The loss of every row."""
 
 
 @dataclass(frozen=True)
-class NLL(Loss):
+class NLL(Loss[CausalLM]):
     """Fluency: mean over the free tokens of -log p(x_t | x_<t), in nats a token. 0 for an empty prompt."""
 
     reads_labels = True
@@ -42,7 +45,7 @@ class NLL(Loss):
 
 
 @dataclass(frozen=True)
-class CrossEntropy(Loss):
+class CrossEntropy(Loss[CausalLM]):
     """Elicitation: mean over the label's tokens of -log p(label_t | prompt, label_<t), in nats a token."""
 
     label: str
@@ -56,7 +59,7 @@ class CrossEntropy(Loss):
 
 
 @dataclass(frozen=True)
-class CosineDistance(Loss):
+class CosineDistance(Loss[EmbeddingModel]):
     """Meaning: 1 - cos(the text's vector, target), between 0 and 2. `target` is a unit vector [e]."""
 
     target: Float[Tensor, " e"]
@@ -65,4 +68,4 @@ class CosineDistance(Loss):
         return 1 - model.embed(inputs) @ self.target
 
 
-LM_LOSSES = {"nll": NLL, "cross_entropy": CrossEntropy}
+LM_LOSSES: dict[str, type[Any]] = {"nll": NLL, "cross_entropy": CrossEntropy}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from fuse import scoring
 from fuse.adapter import Adapter, Gradient
+from fuse.errors import FuseError
 from fuse.losses import Loss
 from fuse.models import CausalLM, Model
-from fuse.errors import FuseError
 from fuse.types import Evaluation, Ids, TermResult
 from fuse.vocabulary import Encoded, Template, Vocabulary, pad
 
@@ -27,7 +28,15 @@ class Term:
     """
 
     def __init__(
-        self, model: Model, loss: Loss, *, weight: float = 1.0, prefix: str = "", suffix: str = "", adapter: Adapter | None = None, batch_size: int = 128
+        self,
+        model: Model,
+        loss: Loss[Any],
+        *,
+        weight: float = 1.0,
+        prefix: str = "",
+        suffix: str = "",
+        adapter: Adapter | None = None,
+        batch_size: int = 128,
     ) -> None:
         self.model = model
         self.loss = loss

@@ -28,13 +28,10 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     unknown = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
     if unknown or isinstance(error, ConfigAttributeError):
         return _unknown_key(unknown[1] if unknown else "", text, arguments)
-    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if missing:
         group, name = missing.groups()
         return f"{group}={name}: {_near(name, _choices(group))}"
-    group_error = re.search(r"Could not find match for '([^']+)'|No match in the defaults list.*?'([^']+)'", text)
-    if group_error:
-        return f"{text.splitlines()[0]}; {_near(group_error[1] or group_error[2], _keys())}"
     return " ".join(text.split())
 
 
@@ -44,7 +41,7 @@ def _unquoted(complaint: str, arguments: Sequence[str]) -> str | None:
         return None
     texts = [a for a in arguments if re.match(r"[\w.@/+~]+=[^'\"\[{]", a) and re.search(r"[,'\"(){}:\[\]]", a)]
     named = [a for a in texts if a.partition("=")[0] in complaint]
-    return (named or texts or [None])[0]
+    return next(iter(named or texts), None)
 
 
 def _quoted(key: str, value: str) -> str:
@@ -63,7 +60,7 @@ def _unknown_key(key: str, complaint: str, arguments: Sequence[str]) -> str:
 
 def _near(name: str, known: Sequence[str]) -> str:
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" + ("" if len(known) > 12 else f" There are {', '.join(known)}") if near else f"there are {', '.join(known)}"
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 def _choices(group: str) -> list[str]:
@@ -72,7 +69,7 @@ def _choices(group: str) -> list[str]:
 
 def _keys() -> list[str]:
     """Every key that the configuration files hold, with its group before it."""
-    keys = []
+    keys = [path.name for path in sorted(CONF.iterdir()) if path.is_dir()]
     for path in sorted(CONF.rglob("*.yaml")):
         group = [*path.relative_to(CONF).parts[:-1]]
         if group == ["secondary"]:

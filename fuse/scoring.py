@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from fuse.vocabulary import Encoded, pad
 
 
 @torch.no_grad()
-def score(model: Model, loss: Loss, rows: Sequence[Encoded], batch_size: int) -> Float[Tensor, " n"]:
+def score(model: Model, loss: Loss[Any], rows: Sequence[Encoded], batch_size: int) -> Float[Tensor, " n"]:
     """The loss of every row, on the CPU in float32; equal rows are scored once."""
     distinct = {row.ids: i for i, row in reversed(list(enumerate(rows)))}
     # Stable by length: little padding, and rows of one parent stay together
@@ -28,7 +29,7 @@ def score(model: Model, loss: Loss, rows: Sequence[Encoded], batch_size: int) ->
     return torch.tensor([losses[row.ids] for row in rows])
 
 
-def gradient(model: Model, loss: Loss, rows: Sequence[Encoded], batch_size: int, neutral: Sequence[int] | None = None) -> Gradient:
+def gradient(model: Model, loss: Loss[Any], rows: Sequence[Encoded], batch_size: int, neutral: Sequence[int] | None = None) -> Gradient:
     """The gradient of each row's own loss by its input embeddings and, if the loss reads them, by its labels.
 
     `neutral[i]` is a position of row i at which the model reads the mean token embedding. Result on the model's device,

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 
+from fuse.errors import FuseError
 from fuse.methods import Method
 from fuse.methods.base import random_prompt
 from fuse.objective import Guide, Objective
 from fuse.strategies import Strategy
-from fuse.errors import FuseError
 from fuse.types import Result, Step
 
 
@@ -94,4 +94,3 @@ def search(
         seconds=time.perf_counter() - began,
         trace=tuple(trace),
     )
-

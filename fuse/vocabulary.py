@@ -85,7 +85,7 @@ class Vocabulary:
         """What each token adds to a text that it continues, leading space included."""
         anchor = self.tokenizer("a", add_special_tokens=False).input_ids[-1:]
         tokens = range(min(len(self), len(self.tokenizer)))
-        pairs = self.tokenizer.batch_decode([anchor + [token] for token in tokens], clean_up_tokenization_spaces=False)
+        pairs = self.tokenizer.batch_decode([[*anchor, token] for token in tokens], clean_up_tokenization_spaces=False)
         start = len(self.tokenizer.decode(anchor))
         return [pair[start:] for pair in pairs] + [""] * (len(self) - len(tokens))
 
@@ -166,8 +166,8 @@ class Encoded:
         if tokens[0] == tokens[1]:
             return self
         shift = tokens[0] + 1 - tokens[1]
-        moved = [(a + shift * (a >= tokens[1]), b + shift * (b >= tokens[1])) for a, b in (self.free, self.label)]
-        return Encoded(self.ids[: tokens[0] + 1] + self.ids[tokens[1] :], (), *moved)
+        free, label = ((a + shift * (a >= tokens[1]), b + shift * (b >= tokens[1])) for a, b in (self.free, self.label))
+        return Encoded(self.ids[: tokens[0] + 1] + self.ids[tokens[1] :], (), free, label)
 
     def with_free_ids(self, free_ids: Ids) -> Encoded:
         """The same surroundings with other free tokens (character spans are no longer known)."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from world.scenes import caption, random_scene
 from world.sentences import free_sentence, mentions_heldout, sentence
 
@@ -73,13 +73,14 @@ def words_of(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
 
-def make_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(texts: list[str], size: int) -> GPT2Tokenizer:
     """A cased byte-level BPE as GPT-2's; `<|endoftext|>` begins, ends and pads."""
     bpe = ByteLevelBPETokenizer(add_prefix_space=False)
     bpe.train_from_iterator(texts, vocab_size=size, min_frequency=2, special_tokens=[END], show_progress=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, unk_token=END, pad_token=END,
-        model_max_length=POSITIONS, clean_up_tokenization_spaces=False,
+    learned = json.loads(bpe.to_str())["model"]
+    return GPT2Tokenizer(
+        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], bos_token=END, eos_token=END,
+        unk_token=END, pad_token=END, model_max_length=POSITIONS, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def loss_of(model: GPT2LMHeadModel, inputs: torch.Tensor, labels: torch.Tensor) 
 
 
 @torch.no_grad()
-def perplexity(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
+def perplexity(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, texts: list[str]) -> float:
     """Per-token perplexity of texts, each between two `<|endoftext|>`."""
     end, total, count = tokenizer.eos_token_id, 0.0, 0
     for text in texts:
@@ -124,7 +125,7 @@ def perplexity(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts
     return math.exp(total / count)
 
 
-def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, folder: Path) -> None:
     """Write the folder, weights in float16; the model in memory stays as it is."""
     half = GPT2LMHeadModel(model.config)
     half.load_state_dict(model.state_dict())
@@ -134,7 +135,7 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def report(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, count: int = 500) -> dict:
+def report(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, count: int = 500) -> dict:
     """Perplexities on texts that training has not seen, and ten samples."""
     model.eval()
     rng = random.Random(987654321)
@@ -151,38 +152,13 @@ def report(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, count: in
     return figures
 
 
-def main() -> None:
-    """Parse the command line, train, report, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=15000)
-    parser.add_argument("--minutes", type=float, help="end sooner, after so many minutes")
-    parser.add_argument("--documents", type=int, default=800_000)
-    parser.add_argument("--vocabulary", type=int, default=1800)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="train under bfloat16 autocast")
-    parser.add_argument("--save-every", type=float, default=8.0, help="minutes between intermediate saves")
-    parser.add_argument("--out", type=Path, default=DEMO / "lm")
-    parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--corpus-only", action="store_true", help="write corpus.txt and end")
-    args = parser.parse_args()
-    if args.corpus_only:
-        return write_corpus(DEMO / "corpus.txt")
-
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    texts = documents(args.seed, args.documents)
-    tokenizer = make_tokenizer(texts[:100_000], args.vocabulary)
+def train(args: argparse.Namespace, ids: list[list[int]], tokenizer: GPT2Tokenizer) -> int:
+    """Train on the tokenized documents, saving to `args.out` now and at last; the number of steps taken."""
     end = tokenizer.eos_token_id
-    ids = tokenizer(texts)["input_ids"]
-    print(f"{len(texts)} documents, {sum(map(len, ids))} tokens, vocabulary {len(tokenizer)}", flush=True)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=POSITIONS, n_embd=args.width, n_layer=args.layers, n_head=args.width // 32,
-        activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=end, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     model.set_attn_implementation("eager")  # twice as fast as fused attention for rows this short on a CPU
@@ -207,13 +183,47 @@ def main() -> None:
         done = max(step / args.steps, minutes / args.minutes if args.minutes else 0)
         if step % 100 == 0:
             print(f"step {step} loss {running:.4f} rate {rate:.2e} minutes {minutes:.1f}", flush=True)
-        if time.time() - saved > 60 * args.save_every or (step > 1 and saved == began and minutes > 5):
+        if time.time() - saved > 60 * args.save_every:
             save(model, tokenizer, args.out)
             saved = time.time()
     save(model, tokenizer, args.out)
+    return step
+
+
+def main() -> None:
+    """Parse the command line, train, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=15000)
+    parser.add_argument("--minutes", type=float, help="end sooner, after so many minutes")
+    parser.add_argument("--documents", type=int, default=800_000)
+    parser.add_argument("--vocabulary", type=int, default=1800)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="train under bfloat16 autocast")
+    parser.add_argument("--save-every", type=float, default=8.0, help="minutes between intermediate saves")
+    parser.add_argument("--out", type=Path, default=DEMO / "lm")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--corpus-only", action="store_true", help="write corpus.txt and end")
+    args = parser.parse_args()
+    if args.corpus_only:
+        write_corpus(DEMO / "corpus.txt")
+        return
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    texts = documents(args.seed, args.documents)
+    tokenizer = make_tokenizer(texts[:100_000], args.vocabulary)
+    ids = tokenizer(texts)["input_ids"]
+    print(f"{len(texts)} documents, {sum(map(len, ids))} tokens, vocabulary {len(tokenizer)}", flush=True)
+    began = time.time()
+    steps = train(args, ids, tokenizer)
     model = GPT2LMHeadModel.from_pretrained(args.out, dtype=torch.float32)
     minutes = (time.time() - began) / 60
-    figures = {"steps": step, "minutes": minutes, "parameters": model.num_parameters(), **report(model, tokenizer)}
+    figures = {"steps": steps, "minutes": minutes, "parameters": model.num_parameters(), **report(model, tokenizer)}
     print(json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -94,9 +94,7 @@ def test_the_guard_sees_held_out_words() -> None:
     assert mentions_heldout(f"The {object}s of the {setting} are {colour}.")
     assert mentions_heldout(f"{colour.capitalize()} is the {object}. It stands {SETTINGS[setting][0]}.")
     assert not mentions_heldout(f"The {object} is {colour}.")
-    assert not any(
-        mentions_heldout(plain_caption(s)) for s in map(random_scene, map(random.Random, range(200))) if not s.relation
-    )
+    assert not any(mentions_heldout(plain_caption(s)) for s in map(random_scene, map(random.Random, range(200))) if not s.relation)
 
 
 def test_sentences_are_fixed_by_their_seed() -> None:

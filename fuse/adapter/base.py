@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Self
 
 from fuse.types import Ids
 from fuse.vocabulary import Encoded, Span, Vocabulary, word_spans
@@ -29,7 +30,10 @@ class Gradient:
 class Target(Protocol):
     """The secondary as an adapter sees it: texts in, gradients in its own space out."""
 
-    vocabulary: Vocabulary
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The secondary's vocabulary."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> list[Encoded]:
         """What the secondary reads for each prompt."""
@@ -49,7 +53,7 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str], **settings: int) -> Self:
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Self:
         """Fit to one pair; `words` are those of the corpus, the most frequent first, each once."""
 
     @classmethod
@@ -105,5 +109,3 @@ def words_at(source: Vocabulary, rows: Sequence[Ids], positions: Sequence[int], 
             )
         )
     return words
-
-

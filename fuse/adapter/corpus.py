@@ -50,7 +50,9 @@ def corpus_words(corpus: str) -> list[str] | None:
         try:
             lines = _dataset_lines(corpus)
         except Exception as error:  # the hub's client raises many kinds; each means that there is no corpus
-            log.warning("adapter.corpus=%s cannot be reached (%s); using the words of both vocabularies instead", corpus, type(error).__name__)
+            log.warning(
+                "adapter.corpus=%s cannot be reached (%s); using the words of both vocabularies instead", corpus, type(error).__name__
+            )
             return None
     counts = Counter(word for line in lines for word in line.split())
     if not counts:

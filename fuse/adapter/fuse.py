@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Self
 
 from fuse.adapter.base import Adapter, Target, words_at
+from fuse.errors import FuseError
 from fuse.tproduct import NormalEquations, tproduct, ttranspose
 from fuse.types import Ids
 from fuse.vocabulary import Vocabulary
@@ -40,10 +41,16 @@ class FuseAdapter(Adapter):
         self.jacobians = {case: jacobian.float().to(device) for case, jacobian in jacobians.items()}
 
     @classmethod
-    def fit(
-        cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), *, max_subtokens: int = 4, max_examples_per_case: int = 8192
-    ) -> Self:
-        """One pass over the words; each is read as in running text, with its leading space."""
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Self:
+        """One pass over the words; each is read as in running text, with its leading space.
+
+        Settings: `max_subtokens` (4), the most tokens, on either side, of a word with a map of its own;
+        `max_examples_per_case` (8192), the words that a map is fitted on.
+
+        Raises:
+            FuseError: no word can be used.
+        """
+        max_subtokens, max_examples = settings.get("max_subtokens", 4), settings.get("max_examples_per_case", 8192)
         cases: dict[Case, NormalEquations] = {}
         stream = iter(words)
         while batch := list(islice(stream, BATCH)):
@@ -56,11 +63,11 @@ class FuseAdapter(Adapter):
                 m = max(j, k)
                 if (j, k) not in cases:
                     cases[j, k] = NormalEquations(source.embedding.shape[1], target.embedding.shape[1], m)
-                pairs = pairs[: max_examples_per_case - cases[j, k].examples]
-                if pairs:
-                    cases[j, k].add(_tubes(source, [x for x, _ in pairs], m), _tubes(target, [y for _, y in pairs], m))
+                kept = pairs[: max_examples - cases[j, k].examples]
+                if kept:
+                    cases[j, k].add(_tubes(source, [x for x, _ in kept], m), _tubes(target, [y for _, y in kept], m))
         if not cases:
-            raise ValueError(f"no word of the corpus has 1 to {max_subtokens} tokens in both vocabularies")
+            raise FuseError(f"adapter.max_subtokens={max_subtokens}: no word of the corpus is so short in both vocabularies; raise it")
         return cls(source, target, {case: equations.solve(RIDGE) for case, equations in cases.items()})
 
     @classmethod

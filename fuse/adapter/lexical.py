@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Self
 
 from fuse.adapter.base import Adapter, Target, words_at
 from fuse.types import Ids

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from fuse.objective import Guide
 from fuse.errors import FuseError
+from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from fuse.errors import FuseError
 from fuse.methods.base import Method, as_candidates, first_valid
 from fuse.objective import Guide
-from fuse.errors import FuseError
 from fuse.types import Candidates, Ids
 
 

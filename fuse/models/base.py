@@ -7,7 +7,7 @@ The network's own forward code is run as it is, so results are its own.
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +15,41 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Self
 
 from fuse.errors import FuseError
 from fuse.types import Ids, Inputs
-from fuse.vocabulary import Vocabulary
+from fuse.vocabulary import Template, Vocabulary, pad
 
 
 class Model(ABC):
     """A frozen network in evaluation mode with its vocabulary."""
 
     def __init__(
-        self, network: nn.Module, tokenizer: Any, embedding_layer: nn.Module, max_length: int, head: Ids | None = None, tail: Ids | None = None
+        self,
+        network: Any,
+        tokenizer: Any,
+        embedding_layer: Any,
+        max_length: int,
+        head: Ids | None = None,
+        tail: Ids | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.embedding_layer = embedding_layer
-        rows = embedding_layer.weight.shape[0]
+        weight = embedding_layer.weight
         with torch.no_grad():
-            table = embedding_layer(torch.arange(rows, device=embedding_layer.weight.device))
+            table = embedding_layer(torch.arange(len(weight), device=weight.device))
         self.vocabulary = Vocabulary(tokenizer, table, max_length, head, tail)
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
+        """From a hub id or a local folder; `options` go to `from_pretrained`.
+
+        Raises:
+            FuseError: the model cannot be found or read.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -55,9 +71,9 @@ class Model(ABC):
 class EmbeddingModel(Model):
     """A model that maps a text to one vector."""
 
+    @abstractmethod
     def embed(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Unit vectors, one a row."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "b e"]:
@@ -66,8 +82,6 @@ class EmbeddingModel(Model):
         Raises:
             FuseError: a text has more tokens than the model can read.
         """
-        from fuse.vocabulary import Template, pad
-
         rows = Template().encode(self.vocabulary, texts)
         for text, row in zip(texts, rows, strict=True):
             if len(row.ids) > self.vocabulary.max_length:
@@ -76,15 +90,17 @@ class EmbeddingModel(Model):
         return self.embed(pad(rows, self.device))
 
 
-def load_pretrained(auto_class: Any, model_id: str, key: str = "model_id", **options: Any) -> Any:
+def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
     """`auto_class.from_pretrained` on a hub id or a local folder.
 
     Raises:
         FuseError: there is no such model, or it could not be read.
     """
     path = Path(model_id).expanduser()
+    if not path.is_dir() and (path.is_absolute() or model_id.startswith(".") or model_id.count("/") > 1):
+        raise FuseError(f"model_id={model_id}: no such folder; give a hub id or a local model folder")
     try:
         return auto_class.from_pretrained(str(path) if path.is_dir() else model_id, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FuseError(f"{key}={model_id}: expected a hub id or a local model folder; could not load it ({reason})") from error
+        raise FuseError(f"model_id={model_id}: expected a hub id or a local model folder; could not load it ({reason})") from error

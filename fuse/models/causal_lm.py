@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Self
 
 from fuse.models.base import Model, load_pretrained
 from fuse.types import Inputs
@@ -15,19 +16,14 @@ from fuse.types import Inputs
 class CausalLM(Model):
     """A Hugging Face causal LM. Every context begins with its BOS (else EOS) token, where it has one."""
 
-    def __init__(self, network: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, network: Any, tokenizer: Any) -> None:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         length = getattr(network.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
         head = () if start is None else (int(start),)
-        super().__init__(network, tokenizer, network.get_input_embeddings(), length, head, ())
+        super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CausalLM:
-        """From a hub id or a local folder; `options` go to `from_pretrained`.
-
-        Raises:
-            FuseError: the model cannot be found or read.
-        """
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = load_pretrained(AutoTokenizer, model_id)

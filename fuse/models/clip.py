@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
+from typing_extensions import Self
 
-from fuse.models.base import EmbeddingModel, load_pretrained
 from fuse.errors import FuseError
+from fuse.models.base import EmbeddingModel, load_pretrained
 from fuse.types import Inputs
 
 if TYPE_CHECKING:
@@ -21,18 +22,13 @@ if TYPE_CHECKING:
 class CLIP(EmbeddingModel):
     """A CLIP-type dual encoder (CLIP, and others with the same `get_text_features` and `get_image_features`)."""
 
-    def __init__(self, network: nn.Module, tokenizer: Any, image_processor: Any) -> None:
+    def __init__(self, network: Any, tokenizer: Any, image_processor: Any) -> None:
         length = network.config.text_config.max_position_embeddings
         super().__init__(network, tokenizer, network.text_model.get_input_embeddings(), length)
         self.image_processor = image_processor
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CLIP:
-        """From a hub id or a local folder; `options` go to `from_pretrained`.
-
-        Raises:
-            FuseError: the model cannot be found or read.
-        """
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         return cls(

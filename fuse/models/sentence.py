@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
+from typing_extensions import Self
 
-from fuse.models.base import EmbeddingModel, load_pretrained
 from fuse.errors import FuseError
+from fuse.models.base import EmbeddingModel, load_pretrained
 from fuse.types import Inputs
 
 
 class SentenceEncoder(EmbeddingModel):
     """A sentence encoder. `pooling` is "mean", "cls" or "max" over the tokens' last hidden states."""
 
-    def __init__(self, network: nn.Module, tokenizer: Any, pooling: str = "mean") -> None:
+    def __init__(self, network: Any, tokenizer: Any, pooling: str = "mean") -> None:
         if pooling not in ("mean", "cls", "max"):
             raise FuseError(f"pooling={pooling}: expected mean, cls or max")
         length = min(network.config.max_position_embeddings, tokenizer.model_max_length)
@@ -27,7 +28,7 @@ class SentenceEncoder(EmbeddingModel):
         self.pooling = pooling
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> SentenceEncoder:
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
         """From a hub id or a local folder; pooling as its `1_Pooling/config.json` says, mean where there is none.
 
         Raises:

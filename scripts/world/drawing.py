@@ -58,9 +58,7 @@ class Pen:
         """A filled, outlined ellipse about (x, y)."""
         self.pie(x, y, rx, rx if ry is None else ry, 0, 360, fill)
 
-    def pie(
-        self, x: float, y: float, rx: float, ry: float, start: int, end: int, fill: Colour | None = None
-    ) -> None:
+    def pie(self, x: float, y: float, rx: float, ry: float, start: int, end: int, fill: Colour | None = None) -> None:
         """A filled, outlined piece of an ellipse from `start` to `end` degrees (0 right, 90 down), closed by a chord."""
         self.poly(*arc(x, y, rx, ry, start, end), fill=fill)
 

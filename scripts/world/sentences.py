@@ -194,7 +194,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "a_ {adjs} boat sailed along the coast.", "the {adjs} train goes {to}.", "we spent {num} days {place}."),
     "questions": ("where is {the_thing}?", "where are my {adjs} {carry:many}?", "who lives in the {adjs} {home}?", "did {who} {vp:base}?",
         "why did {other} {vp:base}?", "can you {vp_you}?", "what is {who} doing {place}?", "how many {things} are there?",
-        "have you seen my {adjs} {carry}?", "do you like {colour} {thing:many}?", "what time is it?", "is the {thing} {colour} or {colour}?",
+        "have you seen my {adjs} {carry}?", "do you like {colour} {thing:many}?", "what time is it?",
+        "is the {thing} {colour} or {colour}?",
         "when will {they} come back?", "which {thing} is yours, the {colour} one or the {colour} one?", "whose {carry} is this?"),
     "vp_you": ("help me", "see the {adjs} {large}", "give me the {adjs} {carry}", "play the guitar", "open the {adj} door", "swim"),
     "orders": ("please give me the {adjs} {carry}.", "do not forget your {adjs} {carry}!", "let us {vp_we}.", "look at the {adjs} {thing}!",
@@ -208,9 +209,12 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "feelings": ("{who} {state:s}.", "{who} {state:ed} {past}.", "{they} {state:are}.", "{who} {state:ed} when {thought:ed}.",
         "it makes {him} {feeling} to see {things}.", "{who} loves the {mood} colours of {season}.", "I am {feeling} today.",
         "{who} is as {feeling} as a_ {animal}.", "{who} told {M} that {thought:ed}.", "{who} thinks that {thought:s}.",
-        "{N} knows that {thought:s}.", "{the_thing} looks {mood}.", "{who} is afraid of {animal:many}.", "a_ {mood} song makes us {feeling}."),
-    "comparison": ("the {colour} {thing} is {more} than the {colour} {thing}.", "{who} is {taller} than {M}.", "a_ {large} is bigger than a_ {carry}.",
-        "this is the {most} {thing} in {town}.", "{the_thing} is not as {adj} as the {colour} one.", "{N} is the {tallest} {job} in the village.",
+        "{N} knows that {thought:s}.", "{the_thing} looks {mood}.", "{who} is afraid of {animal:many}.",
+        "a_ {mood} song makes us {feeling}."),
+    "comparison": ("the {colour} {thing} is {more} than the {colour} {thing}.", "{who} is {taller} than {M}.",
+        "a_ {large} is bigger than a_ {carry}.",
+        "this is the {most} {thing} in {town}.", "{the_thing} is not as {adj} as the {colour} one.",
+        "{N} is the {tallest} {job} in the village.",
         "I prefer {drink} to {drink}.", "one {thing} is {colour}, the other is {colour}."),
     "more": ("bigger", "smaller", "older", "newer", "heavier", "cheaper", "more beautiful", "brighter", "more expensive"),
     "most": ("biggest", "smallest", "oldest", "newest", "most beautiful", "strangest", "most famous", "saddest", "loveliest"),
@@ -218,7 +222,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "tallest": ("tallest", "oldest", "youngest", "happiest", "kindest", "best", "laziest", "bravest"),
     "views": ("the {thing} {setting} is {colour}.", "{setting} stands a_ {thing} that is {size} and {colour}.",
         "a_ {size}, {colour} {thing} {setting}.", "a_ {colour} {animal} {setting}.", "a_ {someone} with a_ {adjs} {carry} {setting}.",
-        "a_ {adjs} {large} and a_ {adjs} {animal} {setting}.", "a photo of a_ {adjs} {thing} {place}.", "{num} {colour} {thing:many} {setting}.",
+        "a_ {adjs} {large} and a_ {adjs} {animal} {setting}.", "a photo of a_ {adjs} {thing} {place}.",
+        "{num} {colour} {thing:many} {setting}.",
         "a_ {thing}, {colour} and {adj}, {setting}.", "in the picture there is a_ {adjs} {thing}.", "a painting of {num} {things} {place}.",
         "{setting} {who} {vp:ed}.", "the picture shows a_ {someone} {vp:ing}.", "this is a_ {adjs} {thing}.", "I see a_ {adjs} {thing}.",
         "a_ {adjs} {thing} under a_ {colour} sky.", "the {thing} is {colour} and the {thing} is {colour}."),
@@ -240,9 +245,8 @@ def inflect(verb: str, form: str) -> str:
         return stem + (stem[-1] if verb in DOUBLED else "") + "ing"
     if verb in IRREGULAR:
         return IRREGULAR[verb][form == "en"]
-    if verb.endswith("y") and verb[-2] not in "aeiou":
-        return verb[:-1] + "ied"
-    return verb + (verb[-1] if verb in DOUBLED else "") + ("d" if verb.endswith("e") else "ed")
+    stem = verb[:-1] + "i" if verb.endswith("y") and verb[-2] not in "aeiou" else verb + (verb[-1] if verb in DOUBLED else "")
+    return stem + ("d" if verb.endswith("e") else "ed")
 
 
 def plural(noun: str) -> str:

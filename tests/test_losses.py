@@ -1,0 +1,102 @@
+"""Losses against plain loops in value, and against finite differences in gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fuse
+from fuse import scoring
+from fuse.vocabulary import Encoded, Template, pad
+
+PROMPTS = ["A red house in the snow.", "There is", "a blue cup", "Anna", "A big turquoise umbrella stands alone by the sea."]
+
+
+def rows(model: fuse.CausalLM, loss: fuse.losses.Loss, prefix: str = "Look:", suffix: str = "Yes.") -> list[Encoded]:
+    return Template(prefix, suffix, loss.label).encode(model.vocabulary, PROMPTS)
+
+
+def log_p(model: fuse.CausalLM, ids: tuple[int, ...], place: int) -> float:
+    """log p(ids[place] | ids[:place]) by the network's own forward pass on nothing but the context."""
+    logits = model.network(input_ids=torch.tensor([ids[:place]])).logits[0, -1]
+    return float(logits.log_softmax(-1)[ids[place]])
+
+
+@pytest.mark.parametrize("loss", [fuse.NLL(), fuse.CrossEntropy("a blue kite")], ids=["nll", "cross_entropy"])
+def test_lm_losses_equal_a_plain_loop(lm: fuse.CausalLM, loss: fuse.losses.Loss) -> None:
+    for surroundings in (("Look:", "Yes."), ("", "")):
+        encoded = rows(lm, loss, *surroundings)
+        got = loss(lm, pad(encoded, lm.device))
+        for row, value in zip(encoded, got.tolist(), strict=True):
+            start, end = row.label if loss.label else row.free
+            plain = [-log_p(lm, row.ids, place) for place in range(start, end)]
+            assert value == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+
+
+def test_nll_of_candidates_that_share_their_context(lm: fuse.CausalLM) -> None:
+    """Rows that differ in the last token alone share a forward pass, and still get their own values."""
+    prompts = ["A red house", "A red cup", "A red", "A red house in", "A blue cup"]
+    encoded = Template().encode(lm.vocabulary, prompts)
+    together = fuse.NLL()(lm, pad(encoded, lm.device))
+    alone = torch.cat([fuse.NLL()(lm, pad([row], lm.device)) for row in encoded])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_nll_of_an_empty_prompt_is_zero(lm: fuse.CausalLM) -> None:
+    encoded = Template().encode(lm.vocabulary, ["", "A red house"])
+    values = fuse.NLL()(lm, pad(encoded, lm.device))
+    assert values[0] == 0
+    assert values[1] > 0
+
+
+@pytest.mark.parametrize("loss", [fuse.NLL(), fuse.CrossEntropy("a blue kite")], ids=["nll", "cross_entropy"])
+def test_gradient_by_one_hot_tokens_equals_finite_differences(lm: fuse.CausalLM, loss: fuse.losses.Loss) -> None:
+    """A free token acts twice under nll: as input to later positions, and as the label of its own."""
+    model = fuse.CausalLM(lm.network.double(), lm.vocabulary.tokenizer)
+    try:
+        row = rows(model, loss)[0]
+        found = scoring.gradient(model, loss, [row], 8)
+        table = model.vocabulary.embedding
+        generator = torch.Generator().manual_seed(0)
+
+        def value(one_hot: torch.Tensor) -> float:
+            inputs = pad([row], model.device)
+            plain = torch.nn.functional.one_hot(inputs.ids, len(table)).double()
+            return float(loss(model, replace(inputs, embeddings=one_hot[None] @ table, labels=(one_hot[None] - plain).float())))
+
+        base = torch.nn.functional.one_hot(torch.tensor(row.ids), len(table)).double()
+        for _ in range(6):
+            place = int(torch.randint(row.free[0], row.free[1], (1,), generator=generator))
+            token = int(torch.randint(len(table), (1,), generator=generator))
+            step = torch.zeros_like(base)
+            step[place, token] = 1e-3
+            numeric = (value(base + step) - value(base - step)) / 2e-3
+            exact = float(found.embedding[0, place].double() @ table[token])
+            exact += float(found.labels[0, place, token]) if found.labels is not None else 0.0
+            assert exact == pytest.approx(numeric, rel=1e-2, abs=1e-4)
+    finally:
+        lm.network.float()
+
+
+def test_cosine_distance_equals_the_networks_own(clip: fuse.CLIP, house: torch.Tensor) -> None:
+    texts = ["a red house in the snow", "a blue cup", "turquoise"]
+    got = fuse.CosineDistance(house)(clip, pad(Template().encode(clip.vocabulary, texts), clip.device))
+    image = clip.image_processor(images=[fuse.open_image("images/house.png")], return_tensors="pt")
+    for text, value in zip(texts, got.tolist(), strict=True):
+        out = clip.network(**clip.vocabulary.tokenizer([text], return_tensors="pt"), **image)
+        cosine = (out.text_embeds @ out.image_embeds.T).item()
+        assert value == pytest.approx(1 - cosine, abs=1e-5)
+
+
+def test_sentence_encoder_equals_sentence_transformers(minilm: fuse.SentenceEncoder) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="a peer to compare with, not a dependency")
+    peer = library.SentenceTransformer(minilm.network.config._name_or_path, device="cpu")
+    texts = ["two dogs play in the snow", "A man rides a bicycle, fast!"]
+    torch.testing.assert_close(minilm.embed_texts(texts), torch.tensor(peer.encode(texts)), atol=1e-5, rtol=1e-4)
+
+
+def test_cross_entropy_needs_a_label() -> None:
+    with pytest.raises(fuse.FuseError, match="label"):
+        fuse.CrossEntropy("")

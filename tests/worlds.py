@@ -1,0 +1,65 @@
+"""Small made-up models for tests: tokenizers of known words, and networks with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+import fuse
+from fuse.types import Inputs
+from fuse.vocabulary import Vocabulary
+
+
+def greedy_tokenizer(pieces: list[str], start: str | None = None, end: str | None = None) -> PreTrainedTokenizerFast:
+    """A word-piece tokenizer whose vocabulary is `pieces`; continuing pieces begin with ##."""
+    specials = [token for token in ("<pad>", "<unk>", start, end) if token]
+    vocabulary = {piece: i for i, piece in enumerate([*specials, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    if start and end:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A {end}", special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token=start, eos_token=end)
+
+
+def letters(count: int) -> list[str]:
+    """`count` letters as words and as continuations."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz"[:count]
+    return [*alphabet, *("##" + letter for letter in alphabet)]
+
+
+class LinearModel(fuse.models.EmbeddingModel):
+    """Pools by a fixed weight for each position, so that its loss is linear in its embeddings."""
+
+    def __init__(self, tokenizer: Any, width: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        layer = torch.nn.Embedding(len(tokenizer), width, dtype=torch.float64)
+        layer.weight.data = torch.randn(len(tokenizer), width, generator=generator, dtype=torch.float64)
+        super().__init__(torch.nn.Sequential(layer), tokenizer, layer, 64)
+        self.by_position = torch.randn(64, width, generator=generator, dtype=torch.float64)
+
+    @classmethod
+    def load(cls, model_id: str, **options: Any) -> LinearModel:
+        raise NotImplementedError
+
+    def embed(self, inputs: Inputs) -> torch.Tensor:
+        with self.reading(inputs):
+            embeddings = self.embedding_layer(inputs.ids)
+        return embeddings * self.by_position[: inputs.ids.shape[1]] * inputs.mask[..., None]
+
+
+class SumLoss(fuse.losses.Loss[LinearModel]):
+    """The sum of everything that the linear model returns."""
+
+    def __call__(self, model: LinearModel, inputs: Inputs) -> torch.Tensor:
+        return model.embed(inputs).sum((1, 2))
+
+
+def vocabulary(tokenizer: Any, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Vocabulary:
+    table = torch.randn(len(tokenizer), width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return Vocabulary(tokenizer, table, 64)
