@@ -56,7 +56,7 @@ def find(config: Any) -> None:
     """Build, search, show, and write the results into Hydra's output folder."""
     began = time.perf_counter()
     from fuse.build import build
-    from fuse.search import search
+    from fuse.loop import search
 
     console.quiet_libraries()
     run = build(config, console.fitting)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fuse.methods import GCG, AutoDAN
     from fuse.models import CLIP, CausalLM, SentenceEncoder, open_image
     from fuse.objective import Objective, Term
-    from fuse.search import search
+    from fuse.loop import search
     from fuse.strategies import Beam
     from fuse.types import Result, Step
 
@@ -26,7 +26,7 @@ _HOMES = {
     "fuse.objective": ("Objective", "Term"),
     "fuse.methods": ("GCG", "AutoDAN"),
     "fuse.strategies": ("Beam",),
-    "fuse.search": ("search",),
+    "fuse.loop": ("search",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

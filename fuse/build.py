@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -114,7 +114,7 @@ def _load(kind: type[M], config: Config, key: str) -> M:
     """The model of an entry."""
     place = _place(config, key)
     with _naming(key):
-        return kind.load(str(config["model_id"]), **place)
+        return cast(M, kind.load(str(config["model_id"]), **place))
 
 
 @contextmanager

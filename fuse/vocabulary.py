@@ -68,17 +68,25 @@ class Vocabulary:
 
     def decode(self, rows: Sequence[Ids]) -> list[str]:
         """The prompt that each row of ids spells: its text without white space at the ends."""
-        texts = self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False)
-        return [text.strip() for text in texts]
+        return [text.strip() for text in self._raw_decode(rows)]
+
+    def _raw_decode(self, rows: Sequence[Ids]) -> list[str]:
+        return self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False)
 
     def word_of_token(self, row: Ids) -> list[int]:
         """For each token the index of the whitespace word that it helps to spell, in the row's decoded text.
 
         A token of white space alone belongs to the word that follows it.
         """
-        ends = [len(text) for text in self.decode([row[: i + 1] for i in range(len(row))])]
-        words = word_spans(self.decode([row])[0])
-        return [next((w for w, (start, end) in enumerate(words) if start < e <= end), max(len(words) - 1, 0)) for e in ends]
+        prefixes = self._raw_decode([row[: i + 1] for i in range(len(row))])
+        if not prefixes:
+            return []
+        indent = len(prefixes[-1]) - len(prefixes[-1].lstrip())
+        ends = [len(prefix) - indent for prefix in prefixes]
+        for i in reversed(range(len(ends) - 1)):
+            ends[i] = min(ends[i], ends[i + 1])  # the first bytes of a character may decode to several stand-ins
+        words = word_spans(prefixes[-1].strip())
+        return [next((w for w, (_, end) in enumerate(words) if e <= end), max(len(words) - 1, 0)) for e in ends]
 
     @cached_property
     def token_texts(self) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from worlds import LinearModel, SumLoss, greedy_tokenizer, letters, vocabulary
 
 import fuse
 from fuse.adapter import ADAPTERS, FuseAdapter, LexicalAdapter
@@ -15,7 +16,6 @@ from fuse.adapter.base import words_at
 from fuse.adapter.cache import load_or_fit
 from fuse.adapter.corpus import corpus_words
 from fuse.tproduct import tproduct
-from worlds import LinearModel, SumLoss, greedy_tokenizer, letters, vocabulary
 
 LETTERS = 4
 
@@ -118,7 +118,9 @@ def test_lexical_judges_a_token_inside_a_word_by_the_word_it_would_spell(clip: f
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_batched_scores_equal_single_ones(name: str, lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor, demo_words: list[str]) -> None:
+def test_batched_scores_equal_single_ones(
+    name: str, lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor, demo_words: list[str]
+) -> None:
     adapter = ADAPTERS[name].fit(lm.vocabulary, clip.vocabulary, demo_words[:2000])
     term = fuse.Term(clip, fuse.CosineDistance(house), batch_size=3)
     rows = [ids for ids, _ in lm.vocabulary.encode(["A red house", "a cup", "Two big umbrellas by the sea"])] * 2
@@ -167,7 +169,9 @@ def test_cache_is_found_again_and_bad_files_are_refitted(
     assert not list((tmp_path / "g").glob("*.partial"))
 
 
-def test_a_corpus_out_of_reach_gives_the_vocabularies_words(tmp_path: Path, lm: fuse.CausalLM, clip: fuse.CLIP, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_out_of_reach_gives_the_vocabularies_words(
+    tmp_path: Path, lm: fuse.CausalLM, clip: fuse.CLIP, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fuse.adapter.corpus as corpus
 
     monkeypatch.setattr(corpus, "_dataset_lines", lambda _: (_ for _ in ()).throw(ConnectionError("no network")))

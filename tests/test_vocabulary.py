@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import REALBED
 from transformers import AutoTokenizer
 
 import fuse
-from conftest import REALBED
 from fuse.vocabulary import Template, Vocabulary, pad, word_spans
 
 TEXTS = ["A red house in the snow.", "Isn't it  a big\nturquoise umbrella?", "caf\u00e9 \u2603 walking", "unbelievably-long, words!"]

@@ -9,11 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
-from typing_extensions import Self
 
 from fuse.types import Ids
 from fuse.vocabulary import Encoded, Span, Vocabulary, word_spans
@@ -27,6 +26,7 @@ class Gradient:
     labels: Float[Tensor, "b t v"] | None = None
 
 
+@runtime_checkable
 class Target(Protocol):
     """The secondary as an adapter sees it: texts in, gradients in its own space out."""
 
@@ -53,12 +53,12 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Self:
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Adapter:
         """Fit to one pair; `words` are those of the corpus, the most frequent first, each once."""
 
     @classmethod
     @abstractmethod
-    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> Adapter:
         """The adapter whose `tensors()` these are.
 
         Raises:

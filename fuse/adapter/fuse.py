@@ -13,7 +13,6 @@ from itertools import islice
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from typing_extensions import Self
 
 from fuse.adapter.base import Adapter, Target, words_at
 from fuse.errors import FuseError
@@ -41,7 +40,7 @@ class FuseAdapter(Adapter):
         self.jacobians = {case: jacobian.float().to(device) for case, jacobian in jacobians.items()}
 
     @classmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Self:
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> FuseAdapter:
         """One pass over the words; each is read as in running text, with its leading space.
 
         Settings: `max_subtokens` (4), the most tokens, on either side, of a word with a map of its own;
@@ -71,7 +70,7 @@ class FuseAdapter(Adapter):
         return cls(source, target, {case: equations.solve(RIDGE) for case, equations in cases.items()})
 
     @classmethod
-    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> FuseAdapter:
         jacobians = {}
         for name, jacobian in tensors.items():
             j, k = (int(part) for part in name.split("x"))

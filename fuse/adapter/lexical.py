@@ -14,7 +14,6 @@ from functools import lru_cache
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from typing_extensions import Self
 
 from fuse.adapter.base import Adapter, Target, words_at
 from fuse.types import Ids
@@ -34,12 +33,12 @@ class LexicalAdapter(Adapter):
         self._matrix = lru_cache(maxsize=64)(self._build_matrix)
 
     @classmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Self:
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> LexicalAdapter:
         """Re-tokenise the whole vocabulary; no corpus and no settings are needed."""
         return cls(source, target, _pieces(source, target, "", ""))
 
     @classmethod
-    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> LexicalAdapter:
         pieces = tensors["pieces"].long()
         if pieces.ndim != 2 or len(pieces) != len(source) or pieces.max() >= len(target):
             raise ValueError(f"pieces {tuple(pieces.shape)} do not fit a pair of {len(source)} and {len(target)} tokens")
@@ -57,7 +56,9 @@ class LexicalAdapter(Adapter):
         gradient = target.gradient(neutral, neutral=places)
         index = torch.arange(len(rows))
         at_word = gradient.embedding[index, places]
-        scores = at_word @ (self.target.embedding - self.target.mean_embedding).T
+        table = self.target.embedding
+        by_token = at_word.to(table.dtype) @ table.T - (at_word.to(table.dtype) @ self.target.mean_embedding)[:, None]
+        scores = by_token.float()
         if gradient.labels is not None:
             scores = scores + gradient.labels[index, places]
         # A word that the target's tokenizer drops has no say

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from typing_extensions import Self
 
 from fuse.errors import FuseError
 from fuse.types import Ids, Inputs
@@ -44,7 +43,7 @@ class Model(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Model:
         """From a hub id or a local folder; `options` go to `from_pretrained`.
 
         Raises:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from typing_extensions import Self
 
 from fuse.models.base import Model, load_pretrained
 from fuse.types import Inputs
@@ -23,7 +22,7 @@ class CausalLM(Model):
         super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CausalLM:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = load_pretrained(AutoTokenizer, model_id)
@@ -43,7 +42,7 @@ class CausalLM(Model):
         mask, embeddings = inputs.mask[:, : last - 1], inputs.embeddings
         if embeddings is None:
             # A row's own last token is not read by itself: blank it, so that rows that differ only there are equal
-            ends = inputs.mask.sum(1, keepdim=True) - 1
+            ends = (inputs.mask.sum(1, keepdim=True) - 1).clamp_min(1)
             mask = mask & (torch.arange(last - 1, device=ids.device) < ends)
             keys, inverse = torch.where(mask, ids, -1).unique(dim=0, return_inverse=True)
             mask, ids = keys >= 0, keys.clamp_min(0)
@@ -51,7 +50,8 @@ class CausalLM(Model):
             embeddings = embeddings[:, : last - 1]
         keep = torch.arange(first - 1, last - 1, device=ids.device)
         with self.reading(Inputs(ids, mask, mask, mask, embeddings)):
-            logits = self.network(input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=False).logits.float()
+            logits = self.network(input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=False).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half types are too coarse for the sum
         normaliser = logits.logsumexp(-1)
         labels = inputs.ids[:, first:last]
         picked = logits[inverse[:, None], torch.arange(last - first, device=ids.device), labels] - normaliser[inverse]

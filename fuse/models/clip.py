@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from typing_extensions import Self
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, load_pretrained
@@ -28,7 +27,7 @@ class CLIP(EmbeddingModel):
         self.image_processor = image_processor
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
+    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CLIP:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         return cls(

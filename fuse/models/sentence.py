@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from typing_extensions import Self
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, load_pretrained
@@ -28,7 +27,9 @@ class SentenceEncoder(EmbeddingModel):
         self.pooling = pooling
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Self:
+    def load(
+        cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any
+    ) -> SentenceEncoder:
         """From a hub id or a local folder; pooling as its `1_Pooling/config.json` says, mean where there is none.
 
         Raises:

