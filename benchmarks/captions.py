@@ -1,0 +1,84 @@
+"""Captions of pictures that no training saw: the joint objective beside each of its parts alone.
+
+Draws held-out pictures and searches with the default settings ("joint"), with the language model alone ("lm") and with
+CLIP alone ("clip"). words: share of the words of a right caption that were found. precision: right / (right + wrong)
+among the colour, object and setting words found. f1 of both. perplexity of the prompt under the LM. seconds: the search
+itself, median.
+
+    python benchmarks/captions.py --pictures 40
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from runs import ROOT, Row, arguments, find, mean, show
+
+VARIANTS = {
+    "joint": [],
+    "lm": ["secondary=[]"],
+    "clip": ["primary.weight=0", "method.logit_weight=0"],
+}
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        pictures={"type": int, "default": 40},
+        first={"type": int, "default": 1_000_000, "help": "seed of the first picture"},
+        variants={"default": ",".join(VARIANTS), "help": "which of joint, lm, clip"},
+        overrides={"default": "", "help": "further overrides for every run, separated by blanks"},
+        verbose={"action": "store_true", "help": "show every prompt"},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = [draw(seed, Path(folder)) for seed in range(options.first, options.first + options.pictures)]
+        rows = [measure(name, scenes, Path(folder), options.overrides.split(), options.verbose) for name in options.variants.split(",")]
+    show(f"{options.pictures} held-out pictures", rows, options.json)
+
+
+def draw(seed: int, folder: Path) -> tuple[int, dict]:
+    """One held-out picture, by the script that users have."""
+    command = [sys.executable, str(ROOT / "scripts/draw_scene.py"), "--seed", str(seed), "--out", str(folder), "--heldout"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return seed, json.loads((folder / f"{seed}.json").read_text())
+
+
+def measure(name: str, scenes: list[tuple[int, dict]], folder: Path, overrides: list[str], verbose: bool) -> Row:
+    """One row of the table."""
+    words, precision, f1, losses, seconds = [], [], [], [], []
+    for seed, scene in scenes:
+        result = find(f"image={folder}/{seed}.png", *VARIANTS[name], *overrides)
+        recall, exact = found(result.prompt, scene)
+        words.append(recall)
+        precision.append(exact)
+        f1.append(2 * recall * exact / (recall + exact) if recall + exact else 0.0)
+        losses.append(result.terms["primary"].loss)
+        seconds.append(result.seconds)
+        if verbose:
+            print(f"{name} {recall:.2f} {exact:.2f} {result.seconds:.1f}s | {result.prompt} | {scene['caption']}", flush=True)
+    return {
+        "objective": name,
+        "words": mean(words),
+        "precision": mean(precision),
+        "f1": mean(f1),
+        "perplexity": math.exp(mean(losses)),
+        "seconds": median(seconds),
+    }
+
+
+def found(prompt: str, scene: dict) -> tuple[float, float]:
+    """The share of right words found, and the share of right ones among all that were found (0 if none was)."""
+    told = set(re.findall(r"[a-z]+", prompt.lower()))
+    right, wrong = len(told & set(scene["words"])), len(told & set(scene["wrong"]))
+    return right / len(scene["words"]), right / (right + wrong) if right + wrong else 0.0
+
+
+if __name__ == "__main__":
+    main()
