@@ -35,18 +35,19 @@ def main() -> None:
         first={"type": int, "default": 1_000_000, "help": "seed of the first picture"},
         variants={"default": ",".join(VARIANTS), "help": "which of joint, lm, clip"},
         overrides={"default": "", "help": "further overrides for every run, separated by blanks"},
+        seen={"action": "store_true", "help": "draw combinations that training saw instead: the pictures to tune on"},
         verbose={"action": "store_true", "help": "show every prompt"},
     )
     with tempfile.TemporaryDirectory() as folder:
-        scenes = [draw(seed, Path(folder)) for seed in range(options.first, options.first + options.pictures)]
+        scenes = [draw(seed, Path(folder), options.seen) for seed in range(options.first, options.first + options.pictures)]
         rows = [measure(name, scenes, Path(folder), options.overrides.split(), options.verbose) for name in options.variants.split(",")]
-    show(f"{options.pictures} held-out pictures", rows, options.json)
+    show(f"{options.pictures} {'seen' if options.seen else 'held-out'} pictures", rows, options.json)
 
 
-def draw(seed: int, folder: Path) -> tuple[int, dict]:
-    """One held-out picture, by the script that users have."""
-    command = [sys.executable, str(ROOT / "scripts/draw_scene.py"), "--seed", str(seed), "--out", str(folder), "--heldout"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def draw(seed: int, folder: Path, seen: bool) -> tuple[int, dict]:
+    """One picture, by the script that users have."""
+    command = [sys.executable, str(ROOT / "scripts/draw_scene.py"), "--seed", str(seed), "--out", str(folder)]
+    subprocess.run(command if seen else [*command, "--heldout"], check=True, stdout=subprocess.DEVNULL)
     return seed, json.loads((folder / f"{seed}.json").read_text())
 
 

@@ -18,9 +18,8 @@ class AutoDAN(Method):
     """Appends one token a step.
 
     A next token v is ranked by -z(g_v) + `logit_weight` x log p(v | prompt): g is the objective's gradient at the place
-    that is to be filled, standardised over the allowed tokens (z), p the primary's prediction (the paper's eq. 3, with
-    the gradient's scale taken out). The `search_width` best continuations in all are scored, as many for every row of
-    the beam.
+    that is to be filled, standardised over the allowed tokens (z), so that one weight serves all objectives; p is the
+    primary's prediction. The `search_width` best continuations in all are scored, as many for every row of the beam.
     """
 
     search_width: int = 128
