@@ -29,11 +29,13 @@ def set_up() -> None:
 
 
 def quiet_libraries() -> None:
-    """No weight-loading bars, no advice about tokenizers."""
+    """No weight-loading bars, no advice about tokenizers, no accounts of every attempt to reach the hub."""
+    import huggingface_hub
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
 
 
 def fail(message: str) -> None:

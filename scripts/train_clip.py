@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -30,7 +31,7 @@ from world.scenes import CHEERFUL, COLOURS, GLOOMY, OBJECTS, SETTINGS, SIZES, Sc
 
 SIDE, PATCH, LENGTH = 64, 8, 64
 GRID = SIDE // PATCH
-MERGES, LONGEST = 260, 8  # a word-end mark counts as four letters
+MERGES, LONGEST = 260, 5
 SCALE = 20.0
 START, END = "<|startoftext|>", "<|endoftext|>"
 KINDS: dict[str, tuple[str, ...]] = {"colour": COLOURS, "object": OBJECTS, "setting": tuple(SETTINGS)}
@@ -66,7 +67,7 @@ def draw_block(seed: int, start: int, stop: int, heldout: bool) -> tuple[np.ndar
         picture, placed = drawing.draw_placed(scene, rng)
         output = processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")
         pixels[row] = output["pixel_values"][0]
-        for thing, (x, y, half) in zip(scene.things, placed):
+        for thing, (x, y, half) in zip(scene.things, placed, strict=True):
             inside = np.maximum(abs(centres[None] - x), abs(centres[:, None] - y)) < 0.85 * half
             labels[row][inside] = 1 + OBJECTS.index(thing.object) * len(COLOURS) + COLOURS.index(thing.colour)
     return pixels, labels
@@ -80,8 +81,8 @@ def load_pictures(seed: int, count: int, cache: Path, heldout: bool = False) -> 
     if not all(file.exists() for file in files):
         edges = [*range(0, count, 1000), count]
         with multiprocessing.get_context("spawn").Pool(2) as pool:
-            blocks = pool.starmap(draw_block, [(seed, a, b, heldout) for a, b in zip(edges, edges[1:])])
-        for file, arrays in zip(files, zip(*blocks)):
+            blocks = pool.starmap(draw_block, [(seed, a, b, heldout) for a, b in itertools.pairwise(edges)])
+        for file, arrays in zip(files, zip(*blocks, strict=True), strict=False):
             np.save(file, np.concatenate(arrays))
     return np.load(files[0]), np.load(files[1])
 
@@ -278,7 +279,7 @@ class Trainer:
 
     def loss(self, pixels: np.ndarray, labels: np.ndarray, batch: list[Scene], rng: random.Random) -> dict[str, Tensor]:
         """Parts of the loss over one batch."""
-        words = [text for texts in zip(*(texts_of(scene, rng) for scene in batch)) for text in texts]
+        words = [text for texts in zip(*(texts_of(scene, rng) for scene in batch), strict=True) for text in texts]
         facts = np.stack([*map(scene_facts, batch), *map(text_facts, words)])
         target = torch.from_numpy(facts / (np.linalg.norm(facts, axis=1, keepdims=True) + 1e-6))
         target = target @ target.T

@@ -194,7 +194,7 @@ def main() -> None:
     """Parse the command line, train, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=15000)
+    parser.add_argument("--steps", type=int, default=13_800)
     parser.add_argument("--minutes", type=float, help="end sooner, after so many minutes")
     parser.add_argument("--documents", type=int, default=800_000)
     parser.add_argument("--vocabulary", type=int, default=1800)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REALBED = ROOT.parent / "shared" / "realbed"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-hook = install_import_hook("fuse", "beartype.beartype")
+hook = install_import_hook("fuse", "typechecking.checked")
 hook.__enter__()
 
 import fuse  # noqa: E402

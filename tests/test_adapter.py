@@ -11,7 +11,7 @@ import torch
 from worlds import LinearModel, SumLoss, greedy_tokenizer, letters, vocabulary
 
 import fuse
-from fuse.adapter import ADAPTERS, FuseAdapter, LexicalAdapter
+from fuse.adapter import ADAPTERS, Adapter, FuseAdapter, LexicalAdapter
 from fuse.adapter.base import words_at
 from fuse.adapter.cache import load_or_fit
 from fuse.adapter.corpus import corpus_words
@@ -99,7 +99,7 @@ def test_lexical_reads_the_targets_own_gradient(linear_world: tuple) -> None:
 def test_lexical_judges_a_token_inside_a_word_by_the_word_it_would_spell(clip: fuse.CLIP, lm: fuse.CausalLM, house: torch.Tensor) -> None:
     adapter = LexicalAdapter.fit(lm.vocabulary, clip.vocabulary)
     term = fuse.Term(clip, fuse.CosineDistance(house))
-    rows = [lm.vocabulary.encode(["a turquoise"])[0][0]]
+    rows = [lm.vocabulary.encode(["a firehouse"])[0][0]]
     position = len(rows[0]) - 1
     assert lm.vocabulary.word_of_token(rows[0])[-2:] == [1, 1], "the word should have several tokens"
     asked: list[str] = []
@@ -111,9 +111,9 @@ def test_lexical_judges_a_token_inside_a_word_by_the_word_it_would_spell(clip: f
 
     adapter._matrix = watched
     adapter.token_scores(rows, [position], term)
-    assert asked == ["a turquoise"[2:][: -len(lm.vocabulary.token_texts[rows[0][-1]])]]
+    assert asked == ["firehouse"[: -len(lm.vocabulary.token_texts[rows[0][-1]])]]
     own = adapter._build_matrix(asked[0], "").to_dense()[rows[0][-1]]
-    pieces = clip.vocabulary.encode(["turquoise"])[0][0]
+    pieces = clip.vocabulary.encode(["firehouse"])[0][0]
     assert own.nonzero().flatten().tolist() == sorted(set(pieces))
 
 
@@ -147,7 +147,7 @@ def test_cache_is_found_again_and_bad_files_are_refitted(
     fit = kind.fit.__func__
     monkeypatch.setattr(kind, "fit", classmethod(lambda cls, *a, **k: (fits.append(1), fit(cls, *a, **k))[1]))
 
-    def get(text: str = str(corpus), **settings: int) -> fuse.adapter.Adapter:
+    def get(text: str = str(corpus), **settings: int) -> Adapter:
         return load_or_fit(kind, lm.vocabulary, clip.vocabulary, folder=tmp_path / "g", name="x", corpus=text, settings=settings)
 
     first, again = get(), get()
@@ -210,7 +210,7 @@ def test_adapter_earns_its_place(name: str, lm: fuse.CausalLM, clip: fuse.CLIP, 
     assert sum(chance) / len(chance) < 0.2
 
 
-def broken(adapter: fuse.adapter.Adapter, generator: torch.Generator) -> fuse.adapter.Adapter:
+def broken(adapter: Adapter, generator: torch.Generator) -> Adapter:
     """The adapter with its map replaced by a random one of the same size."""
     tensors = {}
     for name, value in adapter.tensors().items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fuse
-from fuse.adapter import ADAPTERS
+from fuse.adapter import ADAPTERS, Adapter
 from fuse.methods import METHODS
 from fuse.strategies import STRATEGIES
 from fuse.types import Result
@@ -19,7 +19,7 @@ GRID = list(product(METHODS, STRATEGIES, ADAPTERS))
 
 
 @pytest.fixture(scope="module")
-def adapters(lm: fuse.CausalLM, clip: fuse.CLIP) -> dict[str, fuse.adapter.Adapter]:
+def adapters(lm: fuse.CausalLM, clip: fuse.CLIP) -> dict[str, Adapter]:
     words = "a red blue green house boat cup tree by the sea in snow at night turquoise umbrella mushroom".split()  # noqa: SIM905
     return {name: kind.fit(lm.vocabulary, clip.vocabulary, words) for name, kind in ADAPTERS.items()}
 

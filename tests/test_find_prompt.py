@@ -127,7 +127,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_told_in_one_line(tmp_path: Path, name: str) -> None:
     arguments, expected = MISTAKES[name]
-    done = run(tmp_path / "run", *arguments, f"+adapter.cache_dir={tmp_path / 'cache'}".replace("+", ""), code=2)
+    done = run(tmp_path / "run", *arguments, f"adapter.cache_dir={tmp_path / 'cache'}", code=2)
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.strip().splitlines()
     for part in expected:

@@ -9,12 +9,13 @@ import torch
 
 import fuse
 from fuse import scoring
+from fuse.losses import Loss
 from fuse.vocabulary import Encoded, Template, pad
 
 PROMPTS = ["A red house in the snow.", "There is", "a blue cup", "Anna", "A big turquoise umbrella stands alone by the sea."]
 
 
-def rows(model: fuse.CausalLM, loss: fuse.losses.Loss, prefix: str = "Look:", suffix: str = "Yes.") -> list[Encoded]:
+def rows(model: fuse.CausalLM, loss: Loss, prefix: str = "Look:", suffix: str = "Yes.") -> list[Encoded]:
     return Template(prefix, suffix, loss.label).encode(model.vocabulary, PROMPTS)
 
 
@@ -25,7 +26,7 @@ def log_p(model: fuse.CausalLM, ids: tuple[int, ...], place: int) -> float:
 
 
 @pytest.mark.parametrize("loss", [fuse.NLL(), fuse.CrossEntropy("a blue kite")], ids=["nll", "cross_entropy"])
-def test_lm_losses_equal_a_plain_loop(lm: fuse.CausalLM, loss: fuse.losses.Loss) -> None:
+def test_lm_losses_equal_a_plain_loop(lm: fuse.CausalLM, loss: Loss) -> None:
     for surroundings in (("Look:", "Yes."), ("", "")):
         encoded = rows(lm, loss, *surroundings)
         got = loss(lm, pad(encoded, lm.device))
@@ -52,7 +53,7 @@ def test_nll_of_an_empty_prompt_is_zero(lm: fuse.CausalLM) -> None:
 
 
 @pytest.mark.parametrize("loss", [fuse.NLL(), fuse.CrossEntropy("a blue kite")], ids=["nll", "cross_entropy"])
-def test_gradient_by_one_hot_tokens_equals_finite_differences(lm: fuse.CausalLM, loss: fuse.losses.Loss) -> None:
+def test_gradient_by_one_hot_tokens_equals_finite_differences(lm: fuse.CausalLM, loss: Loss) -> None:
     """A free token acts twice under nll: as input to later positions, and as the label of its own."""
     model = fuse.CausalLM(lm.network.double(), lm.vocabulary.tokenizer)
     try:

@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-import fuse
+from fuse.losses import Loss
+from fuse.models import EmbeddingModel
 from fuse.types import Inputs
 from fuse.vocabulary import Vocabulary
 
@@ -33,7 +34,7 @@ def letters(count: int) -> list[str]:
     return [*alphabet, *("##" + letter for letter in alphabet)]
 
 
-class LinearModel(fuse.models.EmbeddingModel):
+class LinearModel(EmbeddingModel):
     """Pools by a fixed weight for each position, so that its loss is linear in its embeddings."""
 
     def __init__(self, tokenizer: Any, width: int, seed: int) -> None:
@@ -53,7 +54,7 @@ class LinearModel(fuse.models.EmbeddingModel):
         return embeddings * self.by_position[: inputs.ids.shape[1]] * inputs.mask[..., None]
 
 
-class SumLoss(fuse.losses.Loss[LinearModel]):
+class SumLoss(Loss[LinearModel]):
     """The sum of everything that the linear model returns."""
 
     def __call__(self, model: LinearModel, inputs: Inputs) -> torch.Tensor:

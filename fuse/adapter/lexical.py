@@ -39,13 +39,16 @@ class LexicalAdapter(Adapter):
 
     @classmethod
     def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> LexicalAdapter:
-        pieces = tensors["pieces"].long()
-        if pieces.ndim != 2 or len(pieces) != len(source) or pieces.max() >= len(target):
-            raise ValueError(f"pieces {tuple(pieces.shape)} do not fit a pair of {len(source)} and {len(target)} tokens")
+        counts, flat = tensors["counts"].long(), tensors["pieces"].long()
+        if len(counts) != len(source) or counts.sum() != len(flat) or counts.min() < 0 or flat.max() >= len(target):
+            raise ValueError(f"its pieces do not fit a pair of {len(source)} and {len(target)} tokens")
+        pieces = torch.full((len(counts), int(counts.max())), -1)
+        pieces[torch.arange(pieces.shape[1]) < counts[:, None]] = flat
         return cls(source, target, pieces)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"pieces": self.pieces.to(torch.int32)}
+        real = self.pieces >= 0
+        return {"pieces": self.pieces[real].to(torch.int32), "counts": real.sum(1).to(torch.int32)}
 
     def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
         prompts = self.source.decode(rows)

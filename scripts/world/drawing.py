@@ -24,7 +24,7 @@ OVERSAMPLE = 2
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     """`share` of `b` in `a`."""
-    return tuple(round(x + (y - x) * share) for x, y in zip(a, b))  # type: ignore[return-value]
+    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
 class Pen:
@@ -328,7 +328,7 @@ def ball(p: Pen) -> None:
 def star(p: Pen) -> None:
     radius = [1.0 if i % 2 == 0 else 0.42 for i in range(10)]
     angles = [math.radians(36 * i - 90) for i in range(10)]
-    p.poly(*[(r * math.cos(a), 0.05 + r * math.sin(a)) for r, a in zip(radius, angles)])
+    p.poly(*[(r * math.cos(a), 0.05 + r * math.sin(a)) for r, a in zip(radius, angles, strict=True)])
 
 
 def heart(p: Pen) -> None:
@@ -519,20 +519,18 @@ def places(scene: Scene, rng: random.Random) -> list[tuple[float, float, float]]
     sign = 1 if scene.relation in ("left", "above") else -1
     along = [0.5 - sign * 0.245 + jitter(0.015), 0.5 + sign * 0.245 + jitter(0.015)]
     if scene.relation in ("left", "right"):
-        return [(a, 0.55 + jitter(0.1), h) for a, h in zip(along, halves)]
+        return [(a, 0.55 + jitter(0.1), h) for a, h in zip(along, halves, strict=True)]
     middle = 0.5 + jitter(0.14)
-    return [(middle + jitter(0.08), a, h) for a, h in zip(along, halves)]
+    return [(middle + jitter(0.08), a, h) for a, h in zip(along, halves, strict=True)]
 
 
-def draw_placed(
-    scene: Scene, rng: random.Random, size: int = 256
-) -> tuple[Image.Image, list[tuple[float, float, float]]]:
+def draw_placed(scene: Scene, rng: random.Random, size: int = 256) -> tuple[Image.Image, list[tuple[float, float, float]]]:
     """As `draw`, and where each thing stands: centre and half size in shares of the picture's width."""
     n = size * OVERSAMPLE
     picture = Image.new("RGB", (n, n))
     DRAW_SETTING[scene.setting](ImageDraw.Draw(picture), n, rng)
     placed = places(scene, rng)
-    for thing, (x, y, half) in zip(scene.things, placed):
+    for thing, (x, y, half) in zip(scene.things, placed, strict=True):
         paste(picture, thing, x, y, half, rng)
     return picture.reduce(OVERSAMPLE), placed
 
