@@ -509,19 +509,16 @@ def paste(picture: Image.Image, thing: Thing, x: float, y: float, half: float, r
 
 
 def places(scene: Scene, rng: random.Random) -> list[tuple[float, float, float]]:
-    """Centre and half size of each thing, in shares of the picture's width."""
-    jitter = lambda reach: rng.uniform(-reach, reach)  # noqa: E731
+    """Centre and half size of each thing, in shares of the picture's width; centres keep to eighths."""
     if len(scene.things) == 1:
-        half = (0.34 if scene.things[0].size == "big" else 0.2) * rng.uniform(0.94, 1.06)
-        reach = 0.46 - half
-        return [(0.5 + jitter(reach), 0.53 + jitter(min(reach, 0.12)), half)]
-    halves = [(0.235 if t.size == "big" else 0.165) * rng.uniform(0.95, 1.03) for t in scene.things]
-    sign = 1 if scene.relation in ("left", "above") else -1
-    along = [0.5 - sign * 0.245 + jitter(0.015), 0.5 + sign * 0.245 + jitter(0.015)]
+        big = scene.things[0].size == "big"
+        return [(rng.choice((3, 4, 5) if big else (2, 3, 4, 5, 6)) / 8, rng.choice((4, 5)) / 8, 0.34 if big else 0.225)]
+    halves = [0.225 if t.size == "big" else 0.165 for t in scene.things]
+    along = (0.25, 0.75) if scene.relation in ("left", "above") else (0.75, 0.25)
     if scene.relation in ("left", "right"):
-        return [(a, 0.55 + jitter(0.1), h) for a, h in zip(along, halves, strict=True)]
-    middle = 0.5 + jitter(0.14)
-    return [(middle + jitter(0.08), a, h) for a, h in zip(along, halves, strict=True)]
+        return [(a, rng.choice((4, 5)) / 8, h) for a, h in zip(along, halves, strict=True)]
+    middle = rng.choice((3, 4, 5))
+    return [((middle + rng.choice((-1, 0, 0, 1))) / 8, a, h) for a, h in zip(along, halves, strict=True)]
 
 
 def draw_placed(scene: Scene, rng: random.Random, size: int = 256) -> tuple[Image.Image, list[tuple[float, float, float]]]:
