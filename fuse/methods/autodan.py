@@ -25,7 +25,7 @@ class AutoDAN(Method):
     search_width: int = 128
     logit_weight: float = 1.0
     prompt_length: int = 0
-    steps: int = 20
+    steps: int = 16
 
     def __post_init__(self) -> None:
         if self.search_width < 1:
