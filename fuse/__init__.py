@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fuse.adapter import FuseAdapter, LexicalAdapter
     from fuse.errors import FuseError
+    from fuse.loop import search
     from fuse.losses import NLL, CosineDistance, CrossEntropy
     from fuse.methods import GCG, AutoDAN
     from fuse.models import CLIP, CausalLM, SentenceEncoder, open_image
     from fuse.objective import Objective, Term
-    from fuse.loop import search
     from fuse.strategies import Beam
     from fuse.types import Result, Step
 

@@ -47,8 +47,9 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
     generator = torch.Generator().manual_seed(_whole_number(config["seed"], "seed"))
     objective = Objective(_term(config[PRIMARY], PRIMARY), {k: _term(v, f"secondary.{k}") for k, v in config["secondary"].items()})
     objective.check_length(method.prompt_length)
-    if config["init"]:
-        objective.spell(config["init"])
+    init = str(config["init"] or "")
+    if init:
+        objective.spell(init)
     for name, term in objective.secondaries.items():
         model_ids = config[PRIMARY]["model_id"], config["secondary"][name]["model_id"]
         settings = dict(config["adapter"])
@@ -62,21 +63,21 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
             settings={k: _whole_number(v, f"adapter.{k}", at_least=1) for k, v in settings.items()},
             progress=progress,
         )
-    return Run(objective, method, strategy, config["init"] or "", generator)
+    return Run(objective, method, strategy, init, generator)
 
 
 # A kind of model: from its entry to the model, and from both to the loss. The target is looked at before weights are
 # loaded, so that a wrong one is told at once.
 def _load_causal_lm(config: Config, key: str) -> tuple[Model, Loss[Any]]:
     kind = _pick(LM_LOSSES, config["loss"], f"{key}.loss")
-    loss = kind(**{field.name: config.get(field.name) for field in dataclasses.fields(kind)})
+    loss = kind(**{field.name: str(config.get(field.name) or "") for field in dataclasses.fields(kind)})
     return _load(CausalLM, config, key), loss
 
 
 def _load_clip(config: Config, key: str) -> tuple[Model, Loss[Any]]:
     if not config["image"]:
         raise FuseError(f"image=null: {key} looks at a picture; give image=PATH, or leave this secondary out")
-    image = open_image(config["image"])
+    image = open_image(str(config["image"]))
     model = _load(CLIP, config, key)
     return model, CosineDistance(model.embed_images([image])[0])
 

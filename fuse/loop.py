@@ -64,14 +64,15 @@ def search(
         if not scored:
             continue
         winner = int(evaluation.loss.argmin())
-        best = min(best, (float(evaluation.loss[winner]), tuple(candidates.ids[winner])))
+        loss, free_ids = float(evaluation.loss[winner]), candidates.ids[winner]
+        best = min(best, (loss, free_ids))
         trace.append(
             Step(
                 step=number,
-                loss=float(evaluation.loss[winner]),
+                loss=loss,
                 best_loss=best[0],
-                prompt=objective.vocabulary.decode([candidates.ids[winner]])[0],
-                free_ids=tuple(candidates.ids[winner]),
+                prompt=objective.vocabulary.decode([free_ids])[0],
+                free_ids=free_ids,
                 terms={name: float(losses[winner]) for name, losses in evaluation.terms.items()},
                 evaluations=objective.evaluations - scored_before,
                 seconds=time.perf_counter() - began,

@@ -62,6 +62,10 @@ class Term:
         """What this term's model reads for each prompt."""
         return self.template.encode(self.vocabulary, prompts)
 
+    def around(self, rows: Sequence[Ids]) -> list[Encoded]:
+        """What this term's model reads for rows of its own tokens, taken as they are, whatever text they spell."""
+        return [self.surroundings.with_free_ids(tuple(row)) for row in rows]
+
     def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """The unweighted loss of every row."""
         return scoring.score(self.model, self.loss, rows, self.batch_size)
@@ -96,10 +100,6 @@ class Objective:
         """That of the primary, in which all ids are told."""
         return self.primary.vocabulary
 
-    def around(self, rows: Sequence[Ids]) -> list[Encoded]:
-        """What the primary reads for rows of free tokens, taken as they are, whatever text they spell."""
-        return [self.primary.surroundings.with_free_ids(tuple(row)) for row in rows]
-
     def spell(self, text: str) -> Ids:
         """The free tokens of a text that a search may start from.
 
@@ -129,9 +129,10 @@ class Objective:
             losses = torch.full((len(rows),), torch.inf)
             losses[kept] = term.score([encoded[name][i] for i in kept])
             terms[name] = losses
-        # Refused rows are inf even where every weight is 0
-        total = sum((self.terms[name].weight * losses[kept] for name, losses in terms.items()), torch.zeros(len(kept)))
-        return Evaluation(torch.full((len(rows),), torch.inf).index_copy(0, torch.tensor(kept, dtype=torch.long), total), terms)
+        # Refused rows stay inf even where every weight is 0; what overflowed in a half type is refused too
+        total = torch.full((len(rows),), torch.inf)
+        total[kept] = sum((self.terms[name].weight * losses[kept] for name, losses in terms.items()), torch.zeros(len(kept)))
+        return Evaluation(total.nan_to_num(nan=torch.inf, posinf=torch.inf), terms)
 
     def evaluate_text(self, prompt: str) -> tuple[float, dict[str, TermResult]]:
         """The total loss of exactly this text, each term's share, and what each model read."""
@@ -176,10 +177,12 @@ class Guide:
 
     def token_gradient(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
         """Gradient of the objective by the one-hot token at `positions[i]` of `rows[i]`, up to a constant a row."""
-        total = self._primary_gradient(rows, positions)
-        for term in self._objective.secondaries.values():
-            if term.weight:
-                total = total + term.weight * self._secondary_gradient(term, rows, positions).to(total.device)
+        total = self.vocabulary.embedding.new_zeros(len(rows), len(self.vocabulary), dtype=torch.float32)
+        for term in self._objective.terms.values():
+            if term.weight and term.adapter is not None:
+                total = total + term.weight * term.adapter.token_scores(rows, positions, term).to(total.device)
+            elif term.weight:
+                total = total + term.weight * _own_token_gradient(term, rows, positions)
         return total
 
     def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
@@ -191,23 +194,16 @@ class Guide:
         model = self._objective.primary.model
         if not isinstance(model, CausalLM):
             raise FuseError(f"primary={type(model).__name__}: this method reads next-token probabilities; use a causal LM")
-        return model.next_token_log_probs(pad(self._objective.around(rows), model.device))
+        return model.next_token_log_probs(pad(self._objective.primary.around(rows), model.device))
 
-    def _primary_gradient(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
-        term, table = self._objective.primary, self.vocabulary.embedding
-        if not term.weight:
-            return table.new_zeros(len(rows), len(table), dtype=torch.float32)
-        distinct = list(dict.fromkeys(rows))
-        encoded = self._objective.around(distinct)
-        found = term.gradient(encoded)
-        index = [distinct.index(row) for row in rows]
-        places = [encoded[i].free[0] + p for i, p in zip(index, positions, strict=True)]
-        by_token = found.embedding[index, places].to(table.dtype) @ table.T
-        return term.weight * (by_token if found.labels is None else by_token + found.labels[index, places])
 
-    def _secondary_gradient(self, term: Term, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
-        if term.adapter is not None:
-            return term.adapter.token_scores(rows, positions, term)
-        encoded = term.encode(self.vocabulary.decode(rows))
-        places = [e.free[0] + p for e, p in zip(encoded, positions, strict=True)]
-        return term.gradient(encoded).embedding[torch.arange(len(rows)), places] @ self.vocabulary.embedding.T
+def _own_token_gradient(term: Term, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
+    """The gradient of a term whose own tokens the rows are: by the token as input, and as label where it acts as one."""
+    table = term.vocabulary.embedding
+    distinct = list(dict.fromkeys(rows))
+    encoded = term.around(distinct)
+    found = term.gradient(encoded)
+    index = [distinct.index(row) for row in rows]
+    places = [encoded[i].free[0] + p for i, p in zip(index, positions, strict=True)]
+    by_token = found.embedding[index, places].to(table.dtype) @ table.T
+    return by_token.float() if found.labels is None else by_token.float() + found.labels[index, places]

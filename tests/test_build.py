@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 
 import fuse
-from fuse.adapter import ADAPTERS, Adapter
+from fuse.adapter import ADAPTERS
 from fuse.build import KINDS
 from fuse.methods import METHODS
 from fuse.strategies import STRATEGIES

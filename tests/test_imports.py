@@ -17,7 +17,7 @@ LAYERS = [
     ["models.causal_lm", "models.clip", "models.sentence"],
     ["models"],
     ["losses"],
-    ["adapter.base", "adapter.corpus"],
+    ["adapter.base", "adapter.corpus", "adapter.fidelity"],
     ["adapter.fuse", "adapter.lexical", "adapter.cache"],
     ["adapter"],
     ["scoring"],
