@@ -33,7 +33,7 @@ class Strategy(ABC):
 class Beam(Strategy):
     """The `beam_width` best; 1 is greedy search."""
 
-    beam_width: int = 4
+    beam_width: int = 16
 
     def __post_init__(self) -> None:
         if self.beam_width < 1:

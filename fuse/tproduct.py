@@ -60,5 +60,6 @@ class NormalEquations:
         """G, the minimiser of |X * G - Y|^2 + r |G|^2 with r = `ridge` x the mean diagonal of X^T * X."""
         diagonal = self.xx.diagonal(dim1=-2, dim2=-1).real.mean().clamp_min(torch.finfo(torch.float64).tiny)
         eye = torch.eye(self.xx.shape[-1], dtype=self.xx.dtype)
-        solution = torch.linalg.solve(self.xx + ridge * diagonal * eye, self.xy)
+        factor = torch.linalg.cholesky(self.xx + ridge * diagonal * eye)
+        solution = torch.cholesky_solve(self.xy, factor)
         return torch.fft.irfft(solution.movedim(0, -1), n=self.m)

@@ -22,7 +22,7 @@ class AutoDAN(Method):
     primary's prediction. The `search_width` best continuations in all are scored, as many for every row of the beam.
     """
 
-    search_width: int = 128
+    search_width: int = 256
     logit_weight: float = 1.0
     prompt_length: int = 0
     steps: int = 16
