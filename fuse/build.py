@@ -53,14 +53,16 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
     for name, term in objective.secondaries.items():
         model_ids = config[PRIMARY]["model_id"], config["secondary"][name]["model_id"]
         settings = dict(config["adapter"])
+        kind = _pick(ADAPTERS, settings.pop("name"), "adapter")
+        folder, corpus = Path(settings.pop("cache_dir")).expanduser(), settings.pop("corpus", None)
         term.adapter = load_or_fit(
-            _pick(ADAPTERS, settings.pop("name"), "adapter"),
+            kind,
             objective.vocabulary,
             term.vocabulary,
-            folder=Path(settings.pop("cache_dir")).expanduser(),
+            folder=folder,
             name="--".join([_slug(i) for i in model_ids] + [config["adapter"]["name"]]),
-            corpus=settings.pop("corpus", None),
-            settings={k: _whole_number(v, f"adapter.{k}", at_least=1) for k, v in settings.items()},
+            corpus=corpus,
+            settings={k: _setting(v, f"adapter.{k}", kind.defaults.get(k)) for k, v in settings.items()},
             progress=progress,
         )
     return Run(objective, method, strategy, init, generator)
@@ -172,6 +174,14 @@ def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
         raise FuseError(f"{key}={value}: expected a number")
     return float(value)
+
+
+def _setting(value: Any, key: str, default: float | None) -> float:
+    """A setting of an adapter, of the type of its default and above 0."""
+    number = _whole_number(value, key, at_least=1) if isinstance(default, int) else _number(value, key)
+    if number <= 0:
+        raise FuseError(f"{key}={value}: expected a number above 0")
+    return number
 
 
 def _as_is(value: Any, key: str) -> Any:

@@ -49,3 +49,9 @@ def test_public_names_can_be_imported() -> None:
 def test_demo_models_are_small() -> None:
     size = sum(path.stat().st_size for path in Path(ROOT / "fuse/demo").rglob("*") if path.is_file())
     assert size < 30e6
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_defaults_are_the_configurations(name: str) -> None:
+    entry = entries("adapter")[name]
+    assert {key: value for key, value in entry.items() if key not in ("name", "cache_dir", "corpus")} == ADAPTERS[name].defaults

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -47,14 +47,17 @@ class Target(Protocol):
 class Adapter(ABC):
     """A map between the vocabularies of one pair of models."""
 
+    defaults: ClassVar[dict[str, int | float]] = {}
+    """The settings of `fit` and their values where nothing else is said."""
+
     def __init__(self, source: Vocabulary, target: Vocabulary) -> None:
         self.source = source
         self.target = target
 
     @classmethod
     @abstractmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> Adapter:
-        """Fit to one pair; `words` are those of the corpus, the most frequent first, each once."""
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> Adapter:
+        """Fit to one pair; `words` are those of the corpus, the most frequent first, each once; `settings` as in `defaults`."""
 
     @classmethod
     @abstractmethod

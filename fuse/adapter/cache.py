@@ -32,7 +32,7 @@ def load_or_fit(
     folder: Path,
     name: str,
     corpus: str | None = None,
-    settings: dict[str, int] | None = None,
+    settings: dict[str, int | float] | None = None,
     progress: Callable[[list[str]], Iterable[str]] = iter,
 ) -> Adapter:
     """The adapter that `folder` keeps for this pair, corpus and settings; else a new one, which is then kept.
@@ -46,7 +46,7 @@ def load_or_fit(
     Raises:
         FuseError: a corpus that cannot be used.
     """
-    settings = settings or {}
+    settings = {**kind.defaults, **(settings or {})}
     pair: Key = {"adapter": kind.__name__, "source": source.fingerprint, "target": target.fingerprint, **settings}
     key = pair if corpus is None else {**pair, "corpus": corpus_fingerprint(corpus)}
     adapter = _load(kind, source, target, folder, name, key)

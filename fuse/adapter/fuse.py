@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,6 @@ from fuse.vocabulary import Vocabulary
 Case = tuple[int, int]
 """Numbers of source and target tokens of a word: the key of a map, when it is fitted and when it is looked up."""
 
-RIDGE = 1e-4
 BATCH = 1024
 
 
@@ -34,22 +34,25 @@ class FuseAdapter(Adapter):
     tokens beyond k' have no say, source tokens beyond j' take the gradient of slice j' - 1.
     """
 
+    defaults: ClassVar[dict[str, int | float]] = {"max_subtokens": 4, "max_examples_per_case": 8192, "ridge": 0.1}
+
     def __init__(self, source: Vocabulary, target: Vocabulary, jacobians: dict[Case, Float[Tensor, "d p m"]]) -> None:
         super().__init__(source, target)
         device = target.embedding.device
         self.jacobians = {case: jacobian.float().to(device) for case, jacobian in jacobians.items()}
 
     @classmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> FuseAdapter:
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> FuseAdapter:
         """One pass over the words; each is read as in running text, with its leading space.
 
-        Settings: `max_subtokens` (4), the most tokens, on either side, of a word with a map of its own;
-        `max_examples_per_case` (8192), the words that a map is fitted on.
+        Settings: `max_subtokens`, the most tokens, on either side, of a word with a map of its own;
+        `max_examples_per_case`, the words that a map is fitted on; `ridge`, as `NormalEquations.solve` takes it.
 
         Raises:
             FuseError: no word can be used.
         """
-        max_subtokens, max_examples = settings.get("max_subtokens", 4), settings.get("max_examples_per_case", 8192)
+        options = {**cls.defaults, **settings}
+        max_subtokens, max_examples = int(options["max_subtokens"]), int(options["max_examples_per_case"])
         cases: dict[Case, NormalEquations] = {}
         stream = iter(words)
         while batch := list(islice(stream, BATCH)):
@@ -67,7 +70,7 @@ class FuseAdapter(Adapter):
                     cases[j, k].add(_tubes(source, [x for x, _ in kept], m), _tubes(target, [y for _, y in kept], m))
         if not cases:
             raise FuseError(f"adapter.max_subtokens={max_subtokens}: no word of the corpus is so short in both vocabularies; raise it")
-        return cls(source, target, {case: equations.solve(RIDGE) for case, equations in cases.items()})
+        return cls(source, target, {case: equations.solve(options["ridge"]) for case, equations in cases.items()})
 
     @classmethod
     def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> FuseAdapter:

@@ -33,7 +33,7 @@ class LexicalAdapter(Adapter):
         self._matrix = lru_cache(maxsize=64)(self._build_matrix)
 
     @classmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: int) -> LexicalAdapter:
+    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> LexicalAdapter:
         """Re-tokenise the whole vocabulary; no corpus and no settings are needed."""
         return cls(source, target, _pieces(source, target, "", ""))
 
