@@ -105,7 +105,9 @@ def main() -> None:
     console.set_up()
     try:
         job()
-    except overrides.COMPLAINTS as error:
+    except (*overrides.COMPLAINTS, ValueError) as error:
+        if not overrides.is_complaint(error):
+            raise
         failures.append(overrides.explain(error, sys.argv[1:]))
         console.fail(failures[-1])
     if failures:

@@ -101,6 +101,8 @@ KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss[Any]]]] = {
 
 def _term(config: Config, key: str) -> Term:
     """The term of one entry of the configuration."""
+    if not isinstance(config, Mapping):
+        raise FuseError(f"{key}={config}: expected an entry with model_id and weight; to leave it out, choose others in secondary=[...]")
     model, loss = _pick(KINDS, config["kind"], f"{key}.kind")(config, key)
     with _naming(key):
         return Term(
@@ -148,6 +150,9 @@ def _options(kinds: Mapping[str, Callable[..., T]], config: Config, key: str) ->
     options = dict(config)
     kind = _pick(kinds, options.pop("name"), key)
     types = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in options:
+        if name not in types:
+            raise FuseError(f"{key}.{name}={options[name]}: no such option; expected one of {', '.join(types)}")
     checks = {"int": _whole_number, "float": _number}
     checked = {
         name: checks.get(str(types.get(name)), _as_is)(value, f"{key}.{name}") for name, value in options.items() if value is not None
@@ -165,8 +170,8 @@ def _pick(known: Mapping[str, T], name: Any, key: str) -> T:
 
 
 def _whole_number(value: Any, key: str, at_least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise FuseError(f"{key}={value}: expected a whole number of at least {at_least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**63:
+        raise FuseError(f"{key}={value}: expected a whole number from {at_least} to 2**63 - 1")
     return value
 
 

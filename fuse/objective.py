@@ -194,7 +194,8 @@ class Guide:
         model = self._objective.primary.model
         if not isinstance(model, CausalLM):
             raise FuseError(f"primary={type(model).__name__}: this method reads next-token probabilities; use a causal LM")
-        return model.next_token_log_probs(pad(self._objective.primary.around(rows), model.device))
+        contexts = [encoded.up_to_prompt() for encoded in self._objective.primary.around(rows)]
+        return model.next_token_log_probs(pad(contexts, model.device))
 
 
 def _own_token_gradient(term: Term, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:

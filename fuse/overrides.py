@@ -16,11 +16,19 @@ COMPLAINTS = (HydraException, OmegaConfBaseException)
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
+def is_complaint(error: Exception) -> bool:
+    """Whether an error is Hydra's or OmegaConf's about a configuration, rather than a fault of the program."""
+    return isinstance(error, COMPLAINTS) or "Config group override" in str(error)
+
+
 def explain(error: Exception, arguments: Sequence[str]) -> str:
     """One line about an error; `arguments` are those of the command line."""
     text = str(error)
-    if not isinstance(error, COMPLAINTS):
+    if not is_complaint(error):
         return text
+    if "Config group override" in text:
+        key = next((a.partition("=")[0] for a in arguments if a.endswith("=null")), "a group")
+        return f"{key}=null: expected one of {', '.join(_choices(key))}"
     unquoted = _unquoted(text, arguments)
     if unquoted is not None:
         key, _, value = unquoted.partition("=")

@@ -100,7 +100,8 @@ class Vocabulary:
     @cached_property
     def allowed(self) -> Bool[Tensor, " v"]:
         """Tokens that a search may use: those that spell printable text."""
-        special = {*self.tokenizer.all_special_ids, *self.head, *self.tail}
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special = {*self.tokenizer.all_special_ids, *added, *self.head, *self.tail}
         printable = [t.strip() != "" and t.isprintable() and "\ufffd" not in t for t in self.token_texts]
         return torch.tensor([ok and i not in special for i, ok in enumerate(printable)], device=self.embedding.device)
 
@@ -176,6 +177,10 @@ class Encoded:
         shift = tokens[0] + 1 - tokens[1]
         free, label = ((a + shift * (a >= tokens[1]), b + shift * (b >= tokens[1])) for a, b in (self.free, self.label))
         return Encoded(self.ids[: tokens[0] + 1] + self.ids[tokens[1] :], (), free, label)
+
+    def up_to_prompt(self) -> Encoded:
+        """Without suffix, label and closing special tokens."""
+        return Encoded(self.ids[: self.free[1]], self.chars[: self.free[1]], self.free, (0, 0), self.prompt_start)
 
     def with_free_ids(self, free_ids: Ids) -> Encoded:
         """The same surroundings with other free tokens (character spans are no longer known)."""

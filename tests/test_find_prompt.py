@@ -120,6 +120,15 @@ MISTAKES = {
     "no such folder": (["primary.model_id=./nowhere"], ["primary.model_id=./nowhere", "no such folder"]),
     "no such corpus": (["adapter=fuse", "adapter.corpus=nowhere.txt"], ["adapter.corpus=nowhere.txt", "no such file"]),
     "bad weight": (["secondary.demo_clip.weight=heavy"], ["secondary.demo_clip.weight=heavy", "number"]),
+    "option that does not exist": (["+method.foo=1"], ["method.foo=1", "no such option"]),
+    "no adapter": (["adapter=null"], ["adapter=null", "lexical"]),
+    "no entry": (["secondary.demo_clip=null"], ["secondary.demo_clip=None", "secondary=[...]"]),
+    "huge seed": (["seed=99999999999999999999999"], ["seed=99999999999999999999999", "whole number"]),
+    "tiny ridge": (["adapter=fuse", "adapter.ridge=1e-30"], ["adapter.ridge=1e-30", "raise it"]),
+    "not a sentence encoder": (
+        ["secondary=[sentence]", "target=snow", "secondary.sentence.model_id=fuse/demo"],
+        ["secondary.sentence.model_id"],
+    ),
     "bad dtype": (["dtype=float23"], ["dtype=float23", "did you mean float"]),
 }
 

@@ -19,7 +19,7 @@ from fuse.adapter.base import Adapter, Target, words_at
 from fuse.errors import FuseError
 from fuse.tproduct import NormalEquations, tproduct, ttranspose
 from fuse.types import Ids
-from fuse.vocabulary import Vocabulary
+from fuse.vocabulary import Vocabulary, overlapping
 
 Case = tuple[int, int]
 """Numbers of source and target tokens of a word: the key of a map, when it is fitted and when it is looked up."""
@@ -57,8 +57,7 @@ class FuseAdapter(Adapter):
         stream = iter(words)
         while batch := list(islice(stream, BATCH)):
             grouped: dict[Case, list[tuple[Ids, Ids]]] = {}
-            texts = [f" {word}" for word in batch]
-            for (x, _), (y, _) in zip(source.encode(texts), target.encode(texts), strict=True):
+            for x, y in zip(_in_running_text(source, batch), _in_running_text(target, batch), strict=True):
                 if 0 < len(x) <= max_subtokens and 0 < len(y) <= max_subtokens:
                     grouped.setdefault((len(x), len(y)), []).append((x, y))
             for (j, k), pairs in grouped.items():
@@ -70,7 +69,10 @@ class FuseAdapter(Adapter):
                     cases[j, k].add(_tubes(source, [x for x, _ in kept], m), _tubes(target, [y for _, y in kept], m))
         if not cases:
             raise FuseError(f"adapter.max_subtokens={max_subtokens}: no word of the corpus is so short in both vocabularies; raise it")
-        return cls(source, target, {case: equations.solve(options["ridge"]) for case, equations in cases.items()})
+        try:
+            return cls(source, target, {case: equations.solve(options["ridge"]) for case, equations in cases.items()})
+        except torch.linalg.LinAlgError as error:
+            raise FuseError(f"adapter.ridge={options['ridge']}: too small for this corpus ({error}); raise it") from error
 
     @classmethod
     def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> FuseAdapter:
@@ -86,7 +88,7 @@ class FuseAdapter(Adapter):
         return {f"{j}x{k}": jacobian.cpu() for (j, k), jacobian in self.jacobians.items()}
 
     def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
-        return self.embedding_gradient(rows, positions, target).to(self.source.embedding.dtype) @ self.source.embedding.T
+        return self.embedding_gradient(rows, positions, target).to(self.source.embedding) @ self.source.embedding.T
 
     def embedding_gradient(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b d"]:
         """The gradient of each row's loss by the source embedding at its position."""
@@ -110,6 +112,13 @@ class FuseAdapter(Adapter):
         tube[0, :, : len(kept)] = kept.T
         slices = tproduct(tube, ttranspose(jacobian))[0].T[: near[0]]
         return slices[torch.arange(j).clamp_max(len(slices) - 1)]
+
+
+def _in_running_text(vocabulary: Vocabulary, words: Sequence[str]) -> list[Ids]:
+    """Each word's tokens when it stands after another one."""
+    texts = vocabulary.encode([f"a {word}" for word in words])
+    spans = [(ids, overlapping(chars, (2, 2 + len(word)))) for (ids, chars), word in zip(texts, words, strict=True)]
+    return [ids[slice(*span)] for ids, span in spans]
 
 
 def _tubes(vocabulary: Vocabulary, words: Sequence[Ids], m: int) -> Float[Tensor, "n d m"]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fuse.errors import FuseError
@@ -100,6 +101,22 @@ def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
         raise FuseError(f"model_id={model_id}: no such folder; give a hub id or a local model folder")
     try:
         return auto_class.from_pretrained(str(path) if path.is_dir() else model_id, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FuseError(f"model_id={model_id}: expected a hub id or a local model folder; could not load it ({reason})") from error
+
+
+def load_network(auto_class: Any, model_id: str, **options: Any) -> Any:
+    """A network by `load_pretrained`, with all of its weights.
+
+    Raises:
+        FuseError: it cannot be read, or the files lack weights (which transformers would fill with random numbers).
+    """
+    network, info = load_pretrained(auto_class, model_id, output_loading_info=True, **options)
+    lacking = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]) if "pooler" not in str(key))
+    if lacking:
+        kind = auto_class.__name__
+        raise FuseError(
+            f"model_id={model_id}: not a model for {kind}, {len(lacking)} weights such as {lacking[0]} are missing; choose another"
+        )
+    return network

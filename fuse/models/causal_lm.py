@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fuse.models.base import Model, load_pretrained
+from fuse.errors import FuseError
+from fuse.models.base import Model, load_network, load_pretrained
 from fuse.types import Inputs
 
 
@@ -26,14 +27,15 @@ class CausalLM(Model):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = load_pretrained(AutoTokenizer, model_id)
-        return cls(load_pretrained(AutoModelForCausalLM, model_id, dtype=dtype, **options).to(device), tokenizer)
+        return cls(load_network(AutoModelForCausalLM, model_id, dtype=dtype, **options).to(device), tokenizer)
 
     def label_log_probs(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-        """log p(x_t | x_<t) where `read` is true, else 0; never read at position 0.
+        """log p(x_t | x_<t) where `read` is true, else 0. Position 0 has no context and counts as 0.
 
         Only contexts that somebody reads are run, and each different one once: candidates that differ in their last
         token alone share one forward pass. A shift `inputs.labels` [b t v] adds labels . log p, zero in value.
         """
+        read = read & (torch.arange(read.shape[1], device=read.device) > 0)
         columns = read.any(0).nonzero()
         if not len(columns):
             return read.new_zeros(read.shape, dtype=torch.float32)
@@ -63,7 +65,13 @@ class CausalLM(Model):
 
     @torch.no_grad()
     def next_token_log_probs(self, inputs: Inputs) -> Float[Tensor, "b v"]:
-        """log p(next token) after the last free token of each row (after what stands before, where none is free)."""
-        ends = torch.where(inputs.free.any(1), inputs.free.long().cumsum(1).argmax(1), inputs.mask.sum(1) - 1)
+        """log p(next token) after the last token of each row.
+
+        Raises:
+            FuseError: an empty row, of a model that has no start token.
+        """
+        lengths = inputs.mask.sum(1)
+        if not lengths.all():
+            raise FuseError("primary.prefix='': this model has no start token, so that an empty text has no next one; give a prefix")
         logits = self.network(input_ids=inputs.ids, attention_mask=inputs.mask.long(), use_cache=False).logits
-        return logits[torch.arange(len(ends), device=ends.device), ends].float().log_softmax(-1)
+        return logits[torch.arange(len(lengths), device=lengths.device), lengths - 1].float().log_softmax(-1)

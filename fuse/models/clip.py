@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
-from fuse.models.base import EmbeddingModel, load_pretrained
+from fuse.models.base import EmbeddingModel, load_network, load_pretrained
 from fuse.types import Inputs
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CLIP(EmbeddingModel):
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         return cls(
-            load_pretrained(CLIPModel, model_id, dtype=dtype, **options).to(device),
+            load_network(CLIPModel, model_id, dtype=dtype, **options).to(device),
             load_pretrained(AutoTokenizer, model_id),
             load_pretrained(AutoImageProcessor, model_id),
         )
@@ -51,17 +51,18 @@ class CLIP(EmbeddingModel):
 
 
 def open_image(path: str | Path, key: str = "image") -> Image:
-    """A picture file in RGB.
+    """A picture file in RGB, turned the right way up, transparent parts on white.
 
     Raises:
         FuseError: there is no such file, or it is no picture.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if not Path(path).is_file():
         raise FuseError(f"{key}={path}: no such file; give the path of a picture, such as images/house.png")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FuseError(f"{key}={path}: not a picture that can be read ({error}); give a PNG, JPEG or WebP file") from error

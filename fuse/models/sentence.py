@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
-from fuse.models.base import EmbeddingModel, load_pretrained
+from fuse.models.base import EmbeddingModel, load_network, load_pretrained
 from fuse.types import Inputs
 
 
@@ -22,7 +22,7 @@ class SentenceEncoder(EmbeddingModel):
     def __init__(self, network: Any, tokenizer: Any, pooling: str = "mean") -> None:
         if pooling not in ("mean", "cls", "max"):
             raise FuseError(f"pooling={pooling}: expected mean, cls or max")
-        length = min(network.config.max_position_embeddings, tokenizer.model_max_length)
+        length = min(getattr(network.config, "max_position_embeddings", None) or tokenizer.model_max_length, tokenizer.model_max_length)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length)
         self.pooling = pooling
 
@@ -37,7 +37,7 @@ class SentenceEncoder(EmbeddingModel):
         """
         from transformers import AutoModel, AutoTokenizer
 
-        network = load_pretrained(AutoModel, model_id, dtype=dtype, **options).to(device)
+        network = load_network(AutoModel, model_id, dtype=dtype, **options).to(device)
         return cls(network, load_pretrained(AutoTokenizer, model_id), _pooling_of(model_id))
 
     def embed(self, inputs: Inputs) -> Float[Tensor, "b e"]:
@@ -56,15 +56,27 @@ class SentenceEncoder(EmbeddingModel):
 
 def _pooling_of(model_id: str) -> str:
     """The pooling that a sentence-transformers folder or hub repository describes."""
-    from transformers.utils import cached_file
-
-    name = "1_Pooling/config.json"
-    folder = Path(model_id).expanduser()
-    path = folder / name if folder.is_dir() else cached_file(model_id, name, _raise_exceptions_for_missing_entries=False)
-    if path is None or not Path(path).is_file():
+    modules = _read_json(model_id, "modules.json") or []
+    others = [m["type"] for m in modules if m["type"].rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]
+    if others:
+        raise FuseError(f"model_id={model_id}: has the module {others[0]}; expected Transformer, Pooling and Normalize alone")
+    config = _read_json(model_id, "1_Pooling/config.json")
+    if config is None:
         return "mean"
-    modes = [k for k, on in json.loads(Path(path).read_text()).items() if k.startswith("pooling_mode_") and on is True]
+    modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
     names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
     if len(modes) != 1 or modes[0] not in names:
         raise FuseError(f"model_id={model_id}: pools by {', '.join(modes)}; expected one of mean, cls, max")
     return names[modes[0]]
+
+
+def _read_json(model_id: str, name: str) -> Any:
+    """A JSON file of a model's folder or hub repository; None where there is none."""
+    from transformers.utils import cached_file
+
+    folder = Path(model_id).expanduser()
+    try:
+        path = folder / name if folder.is_dir() else cached_file(model_id, name, _raise_exceptions_for_missing_entries=False)
+        return json.loads(Path(path).read_text()) if path is not None and Path(path).is_file() else None
+    except (OSError, ValueError) as error:
+        raise FuseError(f"model_id={model_id}: its {name} cannot be read ({error}); repair the folder or choose another model") from error

@@ -1,0 +1,61 @@
+"""Models: what they read, what they refuse, and pictures as a person sees them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import fuse
+from fuse.objective import Guide
+from fuse.vocabulary import Vocabulary
+
+
+def test_the_next_token_follows_the_prompt_and_not_the_suffix(lm: fuse.CausalLM) -> None:
+    for prompt in ("", "A red house"):
+        row = lm.vocabulary.encode([prompt])[0][0]
+        plain = Guide(fuse.Objective(fuse.Term(lm, fuse.NLL()))).next_token_log_probs([row])
+        term = fuse.Term(lm, fuse.CrossEntropy("in the snow."), suffix="and so on")
+        around = Guide(fuse.Objective(term)).next_token_log_probs([row])
+        torch.testing.assert_close(plain, around, atol=1e-4, rtol=0)
+        context = torch.tensor([[*lm.vocabulary.head, *row]])
+        own = lm.network(input_ids=context).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(plain[0], own, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "fuse/demo/clip", tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name.replace("text_model", "other"): w for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(fuse.FuseError, match="weights such as"):
+        fuse.CLIP.load(str(folder))
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(fuse.FuseError, match="could not load it"):
+        fuse.CLIP.load(str(folder))
+
+
+def test_special_tokens_without_a_name_are_never_allowed(lm: fuse.CausalLM) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "fuse/demo/lm")
+    tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+    (turn,) = tokenizer("<|turn|>", add_special_tokens=False).input_ids
+    vocabulary = Vocabulary(tokenizer, torch.zeros(len(tokenizer), 2), 64)
+    assert not vocabulary.allowed[turn]
+    assert vocabulary.allowed[turn - 1]
+
+
+def test_pictures_are_read_as_a_person_sees_them(tmp_path: Path) -> None:
+    turned = Image.new("RGB", (2, 4), "red")
+    turned.putpixel((0, 0), (0, 0, 255))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was turned
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert fuse.open_image(tmp_path / "turned.png").size == (4, 2)
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert fuse.open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
