@@ -22,12 +22,12 @@ LETTERS = 4
 
 
 @pytest.fixture(scope="module")
-def linear_world() -> tuple[FuseAdapter, fuse.Term, dict[tuple[int, int], torch.Tensor]]:
+def linear_world() -> tuple[FuseAdapter, fuse.Term]:
     """Two vocabularies over the same letters, and a target model whose loss is linear: all words have j = k tokens."""
     words = ["".join(w) for n in (1, 2, 3) for w in product("abcd"[:LETTERS], repeat=n)]
     source = vocabulary(greedy_tokenizer(letters(LETTERS)), 4, seed=1)
     model = LinearModel(greedy_tokenizer(letters(LETTERS), "<s>", "</s>"), 5, seed=2)
-    return FuseAdapter.fit(source, model.vocabulary, words), fuse.Term(model, SumLoss()), {}
+    return FuseAdapter.fit(source, model.vocabulary, words), fuse.Term(model, SumLoss())
 
 
 def test_backward_pass_equals_autograd_where_the_map_is_exact() -> None:
@@ -63,7 +63,7 @@ def test_fit_finds_the_exact_map() -> None:
 
 
 def test_every_word_gets_its_own_slice(linear_world: tuple) -> None:
-    adapter, term, _ = linear_world
+    adapter, term = linear_world
     ids, _ = adapter.source.encode(["ab c dab"])[0]
     encoded = term.encode(["ab c dab"])[0]
     gradient = term.gradient([encoded]).embedding[0]
@@ -78,7 +78,7 @@ def test_every_word_gets_its_own_slice(linear_world: tuple) -> None:
 
 
 def test_words_without_a_map_take_the_nearest_and_nothing_random(linear_world: tuple) -> None:
-    adapter, _, _ = linear_world
+    adapter, _ = linear_world
     gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     got = adapter.pull_back(gradient, 6)
     torch.testing.assert_close(got[:3], adapter.pull_back(gradient[:3], 3))
@@ -87,7 +87,7 @@ def test_words_without_a_map_take_the_nearest_and_nothing_random(linear_world: t
 
 def test_lexical_reads_the_targets_own_gradient(linear_world: tuple) -> None:
     """In a linear world the scores are the true changes of the loss, for words of one target token."""
-    _, term, _ = linear_world
+    _, term = linear_world
     source = vocabulary(greedy_tokenizer(letters(LETTERS)), 3, seed=4)
     adapter = LexicalAdapter.fit(source, term.vocabulary)
     row, _ = source.encode(["a b c"])[0]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fuse.errors import FuseError
-from fuse.methods.base import Method, as_candidates, first_valid
+from fuse.methods.base import Method, as_candidates, first_valid, require_positive
 from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
@@ -28,8 +27,7 @@ class AutoDAN(Method):
     steps: int = 16
 
     def __post_init__(self) -> None:
-        if self.search_width < 1:
-            raise FuseError(f"method.search_width={self.search_width}: expected at least 1")
+        require_positive(self, "search_width")
 
     def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, Candidates]:
         beam = [row for row in beam if len(row) < guide.longest]

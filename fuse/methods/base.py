@@ -39,6 +39,13 @@ class Method(ABC):
         """The next state and the candidates of one step; none ends the search."""
 
 
+def require_positive(method: Method, *names: str) -> None:
+    """Raises FuseError where one of these options of a method is below 1."""
+    for name in names:
+        if getattr(method, name) < 1:
+            raise FuseError(f"method.{name}={getattr(method, name)}: expected at least 1")
+
+
 def random_prompt(guide: Guide, length: int, generator: torch.Generator) -> Ids:
     """`length` allowed tokens drawn uniformly, each so that the text still tokenises to itself.
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fuse.errors import FuseError
-from fuse.methods.base import Method, as_candidates, first_valid
+from fuse.methods.base import Method, as_candidates, first_valid, require_positive
 from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
@@ -29,16 +28,14 @@ class GCG(Method):
     steps: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("search_width", "top_k", "n_replace", "prompt_length"):
-            if getattr(self, name) < 1:
-                raise FuseError(f"method.{name}={getattr(self, name)}: expected at least 1")
+        require_positive(self, "search_width", "top_k", "n_replace", "prompt_length")
 
     def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, Candidates]:
-        places = [(row, position) for row in beam for position in range(len(row))]
-        gradient = guide.token_gradient([row for row, _ in places], [position for _, position in places])
+        places = [(parent, position) for parent, row in enumerate(beam) for position in range(len(row))]
+        gradient = guide.token_gradient([beam[parent] for parent, _ in places], [position for _, position in places])
         gradient = gradient.masked_fill(~guide.allowed, torch.inf)
         shortlist = (-gradient).topk(min(self.top_k, int(guide.allowed.sum()))).indices.cpu()
-        first_place = [sum(len(row) for row in beam[:parent]) for parent in range(len(beam))]
+        line_of = {place: line for line, place in enumerate(places)}
 
         proposals = []
         for i in range(2 * self.search_width):
@@ -47,6 +44,6 @@ class GCG(Method):
             swapped = torch.randperm(len(row), generator=generator)[: self.n_replace].tolist()
             for position in swapped:
                 choice = int(torch.randint(shortlist.shape[1], (1,), generator=generator))
-                row[position] = int(shortlist[first_place[parent] + position, choice])
+                row[position] = int(shortlist[line_of[parent, position], choice])
             proposals.append((parent, min(swapped), tuple(row)))
         return None, as_candidates(first_valid(proposals, guide, self.search_width))
