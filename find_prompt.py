@@ -61,8 +61,8 @@ def find(config: Any) -> None:
     console.quiet_libraries()
     run = build(config, console.fitting)
     setup_seconds = time.perf_counter() - began
-    with console.search_bar(run.method.steps) as bar:
-        result = search(run.objective, run.method, run.strategy, init=run.init, generator=run.generator, on_step=bar)
+    with console.search_bar(run.steps) as bar:
+        result = search(run.objective, run.method, run.strategy, on_step=bar, **run.options)
     write(Path(HydraConfig.get().runtime.output_dir), config, result, setup_seconds)
     console.show(result)
 

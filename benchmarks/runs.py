@@ -43,7 +43,7 @@ def find(*overrides: str) -> Result:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         config = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
     run = build(config)
-    return search(run.objective, run.method, run.strategy, init=run.init, generator=run.generator)
+    return search(run.objective, run.method, run.strategy, **run.options)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -8,24 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fuse.adapter import FuseAdapter, LexicalAdapter
+    from fuse.constraints import Constraints
     from fuse.errors import FuseError
     from fuse.loop import search
-    from fuse.losses import NLL, CosineDistance, CrossEntropy
-    from fuse.methods import GCG, AutoDAN
-    from fuse.models import CLIP, CausalLM, SentenceEncoder, open_image
+    from fuse.losses import NLL, ClassNLL, CosineDistance, CrossEntropy, KLDiv, LogProb
+    from fuse.methods import GCG, PEZ, AutoDAN, Caption, Embedding, Random
+    from fuse.models import CLIP, Captioner, CausalLM, Classifier, MaskedLM, OpenCLIP, SentenceEncoder, open_image
     from fuse.objective import Objective, Term
-    from fuse.strategies import Beam
+    from fuse.strategies import Beam, UniformCost
     from fuse.types import Result, Step
 
 _HOMES = {
     "fuse.errors": ("FuseError",),
+    "fuse.constraints": ("Constraints",),
     "fuse.types": ("Result", "Step"),
-    "fuse.models": ("CLIP", "CausalLM", "SentenceEncoder", "open_image"),
-    "fuse.losses": ("NLL", "CosineDistance", "CrossEntropy"),
+    "fuse.models": ("CLIP", "Captioner", "CausalLM", "Classifier", "MaskedLM", "OpenCLIP", "SentenceEncoder", "open_image"),
+    "fuse.losses": ("NLL", "ClassNLL", "CosineDistance", "CrossEntropy", "KLDiv", "LogProb"),
     "fuse.adapter": ("FuseAdapter", "LexicalAdapter"),
     "fuse.objective": ("Objective", "Term"),
-    "fuse.methods": ("GCG", "AutoDAN"),
-    "fuse.strategies": ("Beam",),
+    "fuse.methods": ("GCG", "PEZ", "AutoDAN", "Caption", "Embedding", "Random"),
+    "fuse.strategies": ("Beam", "UniformCost"),
     "fuse.loop": ("search",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from fuse.adapter import ADAPTERS
 from fuse.adapter.cache import load_or_fit
+from fuse.constraints import Constraints
 from fuse.errors import FuseError
-from fuse.losses import LM_LOSSES, CosineDistance, Loss
+from fuse.loop import check_combination
+from fuse.losses import LM_LOSSES, NLL, ClassNLL, CosineDistance, Loss
 from fuse.methods import METHODS, Method
-from fuse.models import CLIP, CausalLM, Model, SentenceEncoder, open_image
-from fuse.objective import PRIMARY, Objective, Term
+from fuse.methods.base import random_prompt
+from fuse.models import CLIP, Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, SentenceEncoder, open_image
+from fuse.objective import PRIMARY, Guide, Objective, Term
 from fuse.strategies import STRATEGIES, Strategy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RANDOM_LENGTH = 8
+"""Free tokens of init=random where the method begins with none."""
 
 Config = Mapping[str, Any]
 T = TypeVar("T")
@@ -32,8 +41,14 @@ class Run:
     objective: Objective
     method: Method
     strategy: Strategy
-    init: str
-    generator: torch.Generator
+    options: dict[str, Any]
+    """What it takes by name."""
+
+    @property
+    def steps(self) -> int:
+        """The most steps that the run can take."""
+        refine = self.options["refine"]
+        return self.options["steps"] if self.options["steps"] is not None else self.method.steps + (refine.steps if refine else 0)
 
 
 def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter) -> Run:
@@ -42,12 +57,20 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
     Raises:
         FuseError: a value that cannot be used; its message names the key.
     """
-    method = _options(METHODS, config["method"], "method")
+    method = _method(config)
+    refine = _options(METHODS, config["refine"], "refine") if config.get("refine") else None
     strategy = _options(STRATEGIES, config["strategy"], "strategy")
+    for one in (method, refine):
+        if one is not None:
+            check_combination(one, strategy)
     generator = torch.Generator().manual_seed(_whole_number(config["seed"], "seed"))
-    objective = Objective(_term(config[PRIMARY], PRIMARY), {k: _term(v, f"secondary.{k}") for k, v in config["secondary"].items()})
+    objective = Objective(
+        _term(config[PRIMARY], PRIMARY),
+        {name: _term(entry, f"secondary.{name}") for name, entry in config["secondary"].items()},
+        _constraints(config["constraints"]),
+    )
     objective.check_length(method.prompt_length)
-    init = str(config["init"] or "")
+    init = _written(config)
     if init:
         objective.spell(init)
     for name, term in objective.secondaries.items():
@@ -65,22 +88,76 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
             settings={k: _setting(v, f"adapter.{k}", kind.defaults.get(k)) for k, v in settings.items()},
             progress=progress,
         )
-    return Run(objective, method, strategy, init, generator)
+    if config["init"] == "random":
+        length = method.prompt_length or RANDOM_LENGTH
+        init = objective.vocabulary.decode([random_prompt(Guide(objective), length, generator)])[0]
+    options = {
+        "refine": refine,
+        "steps": None if config["steps"] is None else _whole_number(config["steps"], "steps"),
+        "init": init,
+        "stop_loss": None if config["stop_loss"] is None else _number(config["stop_loss"], "stop_loss"),
+        "stop_at_label": _truth(config["stop_at_label"], "stop_at_label"),
+        "generator": generator,
+    }
+    return Run(objective, method, strategy, options)
+
+
+def _method(config: Config) -> Method:
+    """The method; that of name caption is given what the captioner says."""
+    options = dict(config["method"])
+    if options["name"] == "caption":
+        count = _whole_number(options.pop("search_width"), "method.search_width", at_least=1)
+        options["texts"] = _captions(config, count)
+    return _options(METHODS, options, "method")
+
+
+def _captions(config: Config, count: int) -> list[str]:
+    """What the captioner says of the picture, the best first."""
+    entry = config["captioner"]
+    image = _image(config, "captioner")
+    with _naming("captioner"):
+        captioner = Captioner.load(str(entry["model_id"]), **_place(entry, "captioner"))
+        length = _whole_number(entry["max_new_tokens"], "max_new_tokens", at_least=1)
+        return captioner.caption(image, count=count, max_new_tokens=length, question=str(entry["question"]))
+
+
+def _written(config: Config) -> str:
+    """The text to start from, the user's or the captioner's; empty for none."""
+    if config["init"] == "caption":
+        return _captions(config, 1)[0]
+    return "" if config["init"] in (None, "random") else str(config["init"])
+
+
+def _constraints(config: Config) -> Constraints:
+    """The constraints of every prompt."""
+    options = dict(config)
+    for name in ("ascii", "words"):
+        _truth(options[name], f"constraints.{name}")
+    for name in ("block", "allow"):
+        options[name] = tuple(str(text) for text in _list(options[name], f"constraints.{name}"))
+    return Constraints(**options)
 
 
 # A kind of model: from its entry to the model, and from both to the loss. The target is looked at before weights are
 # loaded, so that a wrong one is told at once.
 def _load_causal_lm(config: Config, key: str) -> tuple[Model, Loss[Any]]:
-    kind = _pick(LM_LOSSES, config["loss"], f"{key}.loss")
-    loss = kind(**{field.name: str(config.get(field.name) or "") for field in dataclasses.fields(kind)})
+    name = config["loss"] or ("cross_entropy" if config["label"] else "nll")
+    kind = _pick(LM_LOSSES, name, f"{key}.loss")
+    checks = {"label": lambda value, _: str(value or ""), "tau": _number, "perplexity_weight": _number}
+    with _naming(key):
+        loss = kind(**{field.name: checks[field.name](config[field.name], field.name) for field in dataclasses.fields(kind)})
     return _load(CausalLM, config, key), loss
 
 
 def _load_clip(config: Config, key: str) -> tuple[Model, Loss[Any]]:
-    if not config["image"]:
-        raise FuseError(f"image=null: {key} looks at a picture; give image=PATH, or leave this secondary out")
-    image = open_image(str(config["image"]))
+    image = _image(config, key)
     model = _load(CLIP, config, key)
+    return model, CosineDistance(model.embed_images([image])[0])
+
+
+def _load_open_clip(config: Config, key: str) -> tuple[Model, Loss[Any]]:
+    image = _image(config, key)
+    model = _load(OpenCLIP, config, key, pretrained=config["pretrained"])
     return model, CosineDistance(model.embed_images([image])[0])
 
 
@@ -91,10 +168,23 @@ def _load_sentence(config: Config, key: str) -> tuple[Model, Loss[Any]]:
     return model, CosineDistance(model.embed_texts([str(config["target"])])[0])
 
 
+def _load_classifier(config: Config, key: str) -> tuple[Model, Loss[Any]]:
+    model = _load(Classifier, config, key)
+    with _naming(key):
+        return model, ClassNLL(model.class_index(config["target"]))
+
+
+def _load_masked_lm(config: Config, key: str) -> tuple[Model, Loss[Any]]:
+    return _load(MaskedLM, config, key), NLL()
+
+
 KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss[Any]]]] = {
     "causal_lm": _load_causal_lm,
     "clip": _load_clip,
+    "open_clip": _load_open_clip,
     "sentence": _load_sentence,
+    "classifier": _load_classifier,
+    "masked_lm": _load_masked_lm,
 }
 """Every kind of model by its name in the entries of `conf/primary` and `conf/secondary`."""
 
@@ -115,11 +205,18 @@ def _term(config: Config, key: str) -> Term:
         )
 
 
-def _load(kind: type[M], config: Config, key: str) -> M:
+def _load(kind: type[M], config: Config, key: str, **options: Any) -> M:
     """The model of an entry."""
     place = _place(config, key)
     with _naming(key):
-        return cast(M, kind.load(str(config["model_id"]), **place))
+        return cast(M, kind.load(str(config["model_id"]), **place, **options))
+
+
+def _image(config: Config, key: str) -> Image:
+    """The picture that an entry looks at."""
+    if not config["image"]:
+        raise FuseError(f"image=null: {key} looks at a picture; give image=PATH, or choose models without one")
+    return open_image(str(config["image"]))
 
 
 @contextmanager
@@ -153,7 +250,7 @@ def _options(kinds: Mapping[str, Callable[..., T]], config: Config, key: str) ->
     for name in options:
         if name not in types:
             raise FuseError(f"{key}.{name}={options[name]}: no such option; expected one of {', '.join(types)}")
-    checks = {"int": _whole_number, "float": _number}
+    checks = {"int": _whole_number, "float": _number, "Sequence[str]": _list}
     checked = {
         name: checks.get(str(types.get(name)), _as_is)(value, f"{key}.{name}") for name, value in options.items() if value is not None
     }
@@ -179,6 +276,21 @@ def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
         raise FuseError(f"{key}={value}: expected a number")
     return float(value)
+
+
+def _truth(value: Any, key: str) -> bool:
+    if not isinstance(value, bool):
+        raise FuseError(f"{key}={value}: expected true or false")
+    return value
+
+
+def _list(value: Any, key: str) -> tuple[Any, ...]:
+    """A list, or one value as a list of one."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence):
+        raise FuseError(f"{key}={value}: expected a list such as [a,b]")
+    return tuple(value)
 
 
 def _setting(value: Any, key: str, default: float | None) -> float:

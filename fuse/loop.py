@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 
 from fuse.errors import FuseError
-from fuse.methods import Method
+from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.objective import Guide, Objective
-from fuse.strategies import Strategy
-from fuse.types import Result, Step
+from fuse.strategies import Beam, Strategy
+from fuse.types import Evaluation, Ids, Result, Step
+
+NAME_OF = {kind: name for name, kind in METHODS.items()}
+
+
+def check_combination(method: Method, strategy: Strategy) -> None:
+    """Raises FuseError where a method goes with greedy search alone and the strategy is another one."""
+    if method.greedy_only and strategy != Beam(1):
+        name = NAME_OF.get(type(method), type(method).__name__)
+        raise FuseError(f"strategy={strategy}: method={name} follows a prompt of its own; give strategy=greedy")
 
 
 def search(
@@ -20,16 +30,23 @@ def search(
     method: Method,
     strategy: Strategy,
     *,
+    refine: Method | None = None,
     steps: int | None = None,
     init: str = "",
+    stop_loss: float | None = None,
+    stop_at_label: bool = False,
     generator: torch.Generator | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Result:
     """Find a prompt of low loss.
 
     Args:
-        steps: how many times to propose; None for the method's own number.
+        refine: a second method, which goes on from the best prompt of the first when that has ended or made its own
+            number of steps.
+        steps: how many times to propose in all; None for the methods' own numbers.
         init: the text to start from; empty for the method's own start.
+        stop_loss: end as soon as the best loss is at or below this.
+        stop_at_label: end as soon as the primary greedily says its label after the best prompt.
         generator: the only source of chance (on the CPU); None for one with seed 0.
         on_step: called after every step, with its record.
 
@@ -37,61 +54,114 @@ def search(
         The best prompt over all steps, the starting text included, scored anew from its text alone.
 
     Raises:
-        FuseError: a starting text or a length that some model cannot take.
+        FuseError: a starting text or a length that some model cannot take; a method that does not go with the strategy;
+            `stop_at_label` without a label.
     """
+    if stop_at_label and not objective.elicits:
+        raise FuseError("stop_at_label=true: there is no label; give label=TEXT and primary.loss=cross_entropy")
+    methods = [method] if refine is None else [method, refine]
+    for one in methods:
+        check_combination(one, strategy)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    steps = method.steps if steps is None else steps
-    guide = Guide(objective)
-    began, scored_before = time.perf_counter(), objective.evaluations
+    run = _Search(objective, generator, on_step)
+    left = sum(one.steps for one in methods) if steps is None else steps
 
-    method_state, beam = method.init(guide, objective.spell(init) if init else (), generator)
-    strategy_state = strategy.init()
-    started = [row for row in beam if row] or [random_prompt(guide, 1, generator)]
-    initial = objective.evaluate(started).loss
-    # An empty start is no prompt: its loss is reported as that of one random token, which does not compete
-    competing = list(zip(initial.tolist(), started, strict=True)) if any(beam) else []
-    best = min(competing, default=(float("inf"), ()))
-    strategy_state, _ = strategy.select(strategy_state, competing, method.buffer_size)
-
-    trace: list[Step] = []
-    for number in range(1, steps + 1):
-        method_state, candidates = method.propose(method_state, beam, guide, generator)
-        if not candidates.ids:
+    start = objective.spell(init) if init else ()
+    for one in methods:
+        own = left if one is methods[-1] else min(one.steps, left)
+        left -= run.follow(one, strategy, start, own, stop_loss, stop_at_label)
+        start = run.best[1] or start
+        if run.stopped:
             break
-        evaluation = objective.evaluate(candidates.ids)
-        scored = [(loss, ids) for loss, ids in zip(evaluation.loss.tolist(), candidates.ids, strict=True) if loss < float("inf")]
-        strategy_state, beam = strategy.select(strategy_state, scored, method.buffer_size)
-        if not scored:
-            continue
+    return run.result(steps)
+
+
+class _Search:
+    """What one search has seen so far."""
+
+    def __init__(self, objective: Objective, generator: torch.Generator, on_step: Callable[[Step], None] | None) -> None:
+        self.objective = objective
+        self.guide = Guide(objective)
+        self.generator = generator
+        self.on_step = on_step
+        self.began, self.scored_before = time.perf_counter(), objective.evaluations
+        self.initial_loss: float | None = None
+        self.best: tuple[float, Ids] = (float("inf"), ())
+        self.trace: list[Step] = []
+        self.found: list[Ids] = []
+        self.stopped = False
+
+    def follow(self, method: Method, strategy: Strategy, start: Ids, steps: int, stop_loss: float | None, stop_at_label: bool) -> int:
+        """Up to so many steps of one method from a start; how many were made."""
+        method_state, beam = method.init(self.guide, start, self.generator)
+        strategy_state, beam = strategy.select(strategy.init(), self._start(beam), method.buffer_size)[0], beam
+        number = 0
+        for number in range(1, steps + 1):
+            method_state, candidates = method.propose(method_state, beam, self.guide, self.generator)
+            if candidates is None:
+                number -= 1
+                break
+            evaluation = self.objective.evaluate(candidates.ids)
+            scored = [(loss, ids) for loss, ids in zip(evaluation.loss.tolist(), candidates.ids, strict=True) if loss < float("inf")]
+            strategy_state, beam = strategy.select(strategy_state, scored, method.buffer_size)
+            if scored:
+                self._record(method, evaluation, candidates.ids)
+                loss, ids = self.best
+                self.stopped = (stop_loss is not None and loss <= stop_loss) or (stop_at_label and self.objective.says_label([ids])[0])
+                if self.stopped:
+                    break
+        self.found += [ids for ids in method.found(method_state) if ids not in self.found]
+        return number
+
+    def _start(self, beam: Sequence[Ids]) -> list[tuple[float, Ids]]:
+        """The first beam as scored entries, which compete with all that follow."""
+        started = [row for row in beam if row] or [random_prompt(self.guide, 1, self.generator)]
+        losses = self.objective.evaluate(started).loss.tolist()
+        if self.initial_loss is None:
+            self.initial_loss = min(losses)
+        # An empty start is no prompt: its loss is reported as that of one random token, which does not compete
+        entries = list(zip(losses, started, strict=True)) if any(beam) else []
+        self.best = min([self.best, *entries])
+        return entries
+
+    def _record(self, method: Method, evaluation: Evaluation, rows: Sequence[Ids]) -> None:
+        """One more step in the trace."""
         winner = int(evaluation.loss.argmin())
-        loss, free_ids = float(evaluation.loss[winner]), candidates.ids[winner]
-        best = min(best, (loss, free_ids))
-        trace.append(
-            Step(
-                step=number,
-                loss=loss,
-                best_loss=best[0],
-                prompt=objective.vocabulary.decode([free_ids])[0],
-                free_ids=free_ids,
-                terms={name: float(losses[winner]) for name, losses in evaluation.terms.items()},
-                evaluations=objective.evaluations - scored_before,
-                seconds=time.perf_counter() - began,
-            )
+        loss, free_ids = float(evaluation.loss[winner]), tuple(rows[winner])
+        self.best = min(self.best, (loss, free_ids))
+        step = Step(
+            step=len(self.trace) + 1,
+            method=NAME_OF.get(type(method), type(method).__name__),
+            loss=loss,
+            best_loss=self.best[0],
+            prompt=self.objective.vocabulary.decode([free_ids])[0],
+            free_ids=free_ids,
+            terms={name: float(losses[winner]) for name, losses in evaluation.terms.items()},
+            evaluations=self.objective.evaluations - self.scored_before,
+            seconds=time.perf_counter() - self.began,
         )
-        if on_step is not None:
-            on_step(trace[-1])
-    if not best[1]:
-        raise FuseError(f"steps={steps}: nothing was found; give steps=1 or more, or a starting text")
-    prompt = objective.vocabulary.decode([best[1]])[0]
-    loss, terms = objective.evaluate_text(prompt)
-    return Result(
-        prompt=prompt,
-        free_ids=best[1],
-        loss=loss,
-        initial_loss=float(initial.min()),
-        terms=terms,
-        steps=len(trace),
-        evaluations=objective.evaluations - scored_before,
-        seconds=time.perf_counter() - began,
-        trace=tuple(trace),
-    )
+        self.trace.append(step)
+        if self.on_step is not None:
+            self.on_step(step)
+
+    def result(self, steps: int | None) -> Result:
+        """The best prompt, scored anew from its text alone."""
+        if not self.best[1]:
+            raise FuseError(f"steps={steps}: nothing was found; give steps=1 or more, or a starting text")
+        vocabulary = self.objective.vocabulary
+        prompt = vocabulary.decode([self.best[1]])[0]
+        loss, terms = self.objective.evaluate_text(prompt)
+        counts = Counter(token for ids in self.found for token in ids)
+        return Result(
+            prompt=prompt,
+            free_ids=self.best[1],
+            loss=loss,
+            initial_loss=self.initial_loss if self.initial_loss is not None else loss,
+            terms=terms,
+            steps=len(self.trace),
+            evaluations=self.objective.evaluations - self.scored_before,
+            seconds=time.perf_counter() - self.began,
+            found=tuple(vocabulary.decode(self.found)),
+            token_counts={vocabulary.decode([(token,)])[0]: count for token, count in counts.most_common()},
+            trace=tuple(self.trace),
+        )

@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.models import CausalLM, EmbeddingModel, Model
+from fuse.models import CausalLM, Classifier, EmbeddingModel, MaskedLM, Model
 from fuse.types import Inputs
 
 ModelT = TypeVar("ModelT", bound=Model)
@@ -26,8 +27,10 @@ class Loss(ABC, Generic[ModelT]):
 
     label: str = ""
     """Text that is put after the prompt and its suffix."""
-    reads_labels: bool = False
-    """Whether free tokens act as labels too, so that the loss has a gradient by `Inputs.labels`."""
+
+    def reads_labels(self, model: ModelT) -> bool:
+        """Whether free tokens act as labels too, so that the loss has a gradient by `Inputs.labels`."""
+        return False
 
     @abstractmethod
     def __call__(self, model: ModelT, inputs: Inputs) -> Float[Tensor, " b"]:
@@ -35,27 +38,84 @@ class Loss(ABC, Generic[ModelT]):
 
 
 @dataclass(frozen=True)
-class NLL(Loss[CausalLM]):
-    """Fluency: mean over the free tokens of -log p(x_t | x_<t), in nats a token. 0 for an empty prompt."""
+class NLL(Loss[Any]):
+    """Fluency: mean over the free tokens of -log p(x_t | x_<t), in nats a token. 0 for an empty prompt.
 
-    reads_labels = True
+    A free token acts twice, as input to later positions and as the label of its own; the label is relaxed as a one-hot
+    row y_t, so that its gradient is -log p(. | x_<t). With a masked LM p(x_t | all others) stands in the place of
+    p(x_t | x_<t), and the loss is the pseudo log-likelihood (arXiv 1910.14659).
+    """
+
+    def reads_labels(self, model: CausalLM | MaskedLM) -> bool:
+        return True
+
+    def __call__(self, model: CausalLM | MaskedLM, inputs: Inputs) -> Float[Tensor, " b"]:
+        return -_mean(model.label_log_probs(inputs, inputs.free), inputs.free)
+
+
+@dataclass(frozen=True)
+class LogProb(Loss[CausalLM]):
+    """Fluency as in arXiv 2205.12558: the value of `NLL`, with the label relaxed as an embedding.
+
+    Mean of -(e_t . h_(t-1) - logsumexp_v(E_v . h_(t-1))), for the hidden state h, the output table E and the embedding
+    e_t of the token itself. Where output and input tables are not one, e_t is no label, and the label is relaxed as a
+    one-hot row instead: by one-hot tokens the two differ by a constant at each position.
+    """
+
+    def reads_labels(self, model: CausalLM) -> bool:
+        return not model.tied
 
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
-        return -model.label_log_probs(inputs, inputs.free).sum(1) / inputs.free.sum(1).clamp_min(1)
+        return -_mean(model.label_log_probs(inputs, inputs.free, as_embedding=model.tied), inputs.free)
+
+
+@dataclass(frozen=True)
+class KLDiv(Loss[CausalLM]):
+    """Fluency: mean over the free tokens of KL(q_t || p_t), in nats, p_t being the prediction for position t.
+
+    q_t = softmax_v(-|e_t - E_v|^2 / tau) over the input table E; it tends to the token itself, and the loss to `NLL`,
+    as tau (in squared units of the embeddings) tends to 0.
+    """
+
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise FuseError(f"tau={self.tau}: expected a number above 0")
+
+    def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
+        out = model.predictions(inputs, inputs.free)
+        if out is None:
+            return torch.zeros(len(inputs.ids), device=model.device)
+        table, read = model.vocabulary.embedding.to(out.logits), slice(out.first, out.last)
+        own = table[inputs.ids[:, read]] if inputs.embeddings is None else inputs.embeddings[:, read].to(table)
+        # -|e - E_v|^2 but for |e|^2, which is the same for all v
+        log_q = ((2 * own @ table.T - table.square().sum(-1)) / self.tau).log_softmax(-1)
+        divergence = (log_q.exp() * (log_q - out.logits.log_softmax(-1)[out.row])).sum(-1)
+        return _mean(divergence, inputs.free[:, read])
 
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss[CausalLM]):
-    """Elicitation: mean over the label's tokens of -log p(label_t | prompt, label_<t), in nats a token."""
+    """Elicitation: mean over the label's tokens of -log p(label_t | prompt, label_<t), in nats a token.
+
+    `perplexity_weight` x `NLL` of the prompt is added, to keep it fluent.
+    """
 
     label: str
+    perplexity_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.label:
             raise FuseError("label=null: loss=cross_entropy needs the text to elicit; give label=TEXT")
 
+    def reads_labels(self, model: CausalLM) -> bool:
+        return self.perplexity_weight != 0
+
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
-        return -model.label_log_probs(inputs, inputs.label).sum(1) / inputs.label.sum(1).clamp_min(1)
+        read = inputs.label | inputs.free if self.perplexity_weight else inputs.label
+        log_probs = model.label_log_probs(inputs, read)
+        return -_mean(log_probs, inputs.label) - self.perplexity_weight * _mean(log_probs, inputs.free)
 
 
 @dataclass(frozen=True)
@@ -68,4 +128,20 @@ class CosineDistance(Loss[EmbeddingModel]):
         return 1 - model.embed(inputs) @ self.target
 
 
-LM_LOSSES: dict[str, type[Any]] = {"nll": NLL, "cross_entropy": CrossEntropy}
+@dataclass(frozen=True)
+class ClassNLL(Loss[Classifier]):
+    """Kind: -log p(class | text) of one class of a classifier, in nats; each row's own."""
+
+    target: int
+
+    def __call__(self, model: Classifier, inputs: Inputs) -> Float[Tensor, " b"]:
+        return -model.class_log_probs(inputs)[:, self.target]
+
+
+LM_LOSSES: dict[str, type[Any]] = {"nll": NLL, "log_prob": LogProb, "kl_div": KLDiv, "cross_entropy": CrossEntropy}
+"""Every loss of a causal LM by its name in the entries of `conf/primary` and `conf/secondary`."""
+
+
+def _mean(values: Float[Tensor, "b t"], where: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
+    """The mean of a row's values at the marked positions; 0 where there is none."""
+    return torch.where(where, values, 0.0).sum(1) / where.sum(1).clamp_min(1)

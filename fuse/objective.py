@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from fuse import scoring
 from fuse.adapter import Adapter, Gradient
+from fuse.constraints import Constraints
 from fuse.errors import FuseError
 from fuse.losses import Loss
 from fuse.models import CausalLM, Model
@@ -18,6 +21,8 @@ from fuse.types import Evaluation, Ids, TermResult
 from fuse.vocabulary import Encoded, Template, Vocabulary, pad
 
 PRIMARY = "primary"
+MEMO = 100_000
+"""How many of the latest candidates' losses are remembered."""
 
 
 class Term:
@@ -70,9 +75,40 @@ class Term:
         """The unweighted loss of every row."""
         return scoring.score(self.model, self.loss, rows, self.batch_size)
 
-    def gradient(self, rows: Sequence[Encoded], neutral: Sequence[int] | None = None) -> Gradient:
-        """Gradients of the rows' unweighted losses, as `fuse.scoring.gradient` has them."""
-        return scoring.gradient(self.model, self.loss, rows, self.batch_size, neutral)
+    def gradient(
+        self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
+    ) -> Gradient:
+        """Gradients of the rows' unweighted losses at `places`, as `fuse.scoring.gradient` has them."""
+        return scoring.gradient(self.model, self.loss, rows, self.batch_size, places, read)
+
+    def token_gradient(self, rows: Sequence[Ids], positions: Sequence[int], point: str) -> Float[Tensor, "b v"]:
+        """The gradient by one-hot tokens of rows of the term's own tokens: as input and, where they act as such, as labels.
+
+        `positions[i]` is the place in `rows[i]`; `point` is what the model reads there, as in `fuse.vocabulary.POINTS`.
+        """
+        table, encoded = self.vocabulary.embedding, self.around(rows)
+        places = [e.free[0] + p for e, p in zip(encoded, positions, strict=True)]
+        if point == "current":  # the places of one row share one pass
+            lines = list(dict.fromkeys(encoded))
+            groups = [[place for e, place in zip(encoded, places, strict=True) if e == line] for line in lines]
+            found, read = self.gradient(lines, groups), None
+            index = [(lines.index(e), groups[lines.index(e)].index(place)) for e, place in zip(encoded, places, strict=True)]
+        else:
+            read = [self.vocabulary.point(point)[None]] * len(rows)
+            found = self.gradient(encoded, [[place] for place in places], read)
+            index = [(i, 0) for i in range(len(rows))]
+        line, column = torch.tensor(index).unbind(1)
+        by_token = (found.embedding[line, column].to(table) @ table.T).float()
+        return by_token if found.labels is None else by_token + found.labels[line, column]
+
+    def embedding_gradient(self, rows: Sequence[Ids], embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """The gradient at continuous prompts; `rows` are the tokens nearest to them, which act as labels."""
+        encoded = self.around(rows)
+        found = self.gradient(encoded, [range(*e.free) for e in encoded], list(embeddings))
+        if found.labels is None:
+            return found.embedding
+        flat = self.vocabulary.as_embedding_gradient(found.labels.flatten(0, 1))
+        return found.embedding + flat.reshape(found.embedding.shape)
 
 
 class Objective:
@@ -86,14 +122,18 @@ class Objective:
         FuseError: a secondary under the primary's name.
     """
 
-    def __init__(self, primary: Term, secondaries: Mapping[str, Term] | None = None) -> None:
+    def __init__(self, primary: Term, secondaries: Mapping[str, Term] | None = None, constraints: Constraints | None = None) -> None:
         self.primary = primary
+        self.constraints = constraints or Constraints()
+        self.allowed = self.constraints.allowed(primary.vocabulary)
+        """The tokens that a prompt may hold."""
         self.secondaries = dict(secondaries or {})
         if PRIMARY in self.secondaries:
             raise FuseError(f"secondary.{PRIMARY}: this key is taken; give the secondary another one")
         self.terms: dict[str, Term] = {PRIMARY: primary, **self.secondaries}
         self.evaluations = 0
-        """How many candidates have been scored."""
+        """How many different candidates have been scored."""
+        self._scored: OrderedDict[Ids, tuple[float, ...]] = OrderedDict()
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -107,9 +147,23 @@ class Objective:
             FuseError: the primary's tokens do not spell it exactly, or it is too long for a model.
         """
         ids = self.primary.encode([text])[0].free_ids
+        forbidden = [token for token in ids if not self.allowed[token]]
+        if forbidden:
+            spelled = self.vocabulary.decode([(forbidden[0],)])[0]
+            raise FuseError(f"init={text!r}: the token {spelled!r} is not allowed; change the text or the constraints")
         if not self.valid([ids])[0]:
-            raise FuseError(f"init={text!r}: too long for a model, or not spelled exactly by the primary's tokens; change it")
+            raise FuseError(
+                f"init={text!r}: too long for a model, not spelled exactly by the primary's tokens, or against the constraints; change it"
+            )
         return ids
+
+    def spelled(self, texts: Sequence[str]) -> list[Ids | None]:
+        """For each text the allowed free tokens that spell it in its surroundings; None where there are none."""
+        rows = [e.free_ids for e in self.primary.encode(texts)]
+        return [
+            row if ok and row and all(self.allowed[token] for token in row) else None
+            for row, ok in zip(rows, self.valid(rows), strict=True)
+        ]
 
     def check_length(self, length: int) -> None:
         """Raises FuseError where prompts of so many free tokens do not fit the primary's context."""
@@ -119,20 +173,36 @@ class Objective:
     def evaluate(self, rows: Sequence[Ids]) -> Evaluation:
         """Losses of rows of free tokens: decode, re-tokenise for every model, score.
 
-        A row is refused (loss inf) if its text does not tokenise to itself, or is too long for some model.
+        A row is refused (loss inf) if its text does not tokenise to itself, is too long for some model, or is against the
+        constraints. What was scored lately is not scored again.
         """
-        encoded, valid = self._encode(rows)
+        new = list(dict.fromkeys(tuple(row) for row in rows if tuple(row) not in self._scored))
+        encoded, valid = self._encode(new)
         kept = [i for i, ok in enumerate(valid) if ok]
         self.evaluations += len(kept)
-        terms = {}
-        for name, term in self.terms.items():
-            losses = torch.full((len(rows),), torch.inf)
-            losses[kept] = term.score([encoded[name][i] for i in kept])
-            terms[name] = losses
-        # Refused rows stay inf even where every weight is 0; what overflowed in a half type is refused too
-        total = torch.full((len(rows),), torch.inf)
-        total[kept] = sum((self.terms[name].weight * losses[kept] for name, losses in terms.items()), torch.zeros(len(kept)))
-        return Evaluation(total.nan_to_num(nan=torch.inf, posinf=torch.inf), terms)
+        found = torch.full((len(new), len(self.terms)), torch.inf)
+        for column, (name, term) in enumerate(self.terms.items()):
+            found[kept, column] = term.score([encoded[name][i] for i in kept])
+        self._scored.update(zip(new, map(tuple, found.tolist()), strict=True))
+        losses = torch.tensor([self._scored[tuple(row)] for row in rows]).reshape(len(rows), len(self.terms))
+        while len(self._scored) > MEMO:
+            self._scored.popitem(last=False)
+        # A refused row's term stays inf even where its weight is 0; what overflowed in a half type is refused too
+        weights = torch.tensor([term.weight for term in self.terms.values()])
+        total = torch.where(losses.isfinite().all(1), losses @ weights, torch.inf)
+        return Evaluation(total, dict(zip(self.terms, losses.unbind(1), strict=True)))
+
+    @property
+    def elicits(self) -> bool:
+        """Whether the primary is to say a label."""
+        return bool(self.primary.loss.label)
+
+    def says_label(self, rows: Sequence[Ids]) -> list[bool]:
+        """Whether greedy decoding after each row of free tokens says the label, token for token."""
+        model = self.primary.model
+        if not self.elicits or not isinstance(model, CausalLM):
+            return [False] * len(rows)
+        return list(scoring.says(model, self.primary.encode(self.vocabulary.decode(rows)), self.primary.batch_size))
 
     def evaluate_text(self, prompt: str) -> tuple[float, dict[str, TermResult]]:
         """The total loss of exactly this text, each term's share, and what each model read."""
@@ -143,7 +213,7 @@ class Objective:
         return sum(term.weight * term.loss for term in results.values()), results
 
     def valid(self, rows: Sequence[Ids]) -> list[bool]:
-        """Whether each row's text, in its surroundings, tokenises to the row again and fits every model."""
+        """Whether each row's text, in its surroundings, tokenises to the row again, fits every model and the constraints."""
         return self._encode(rows)[1]
 
     def _encode(self, rows: Sequence[Ids]) -> tuple[dict[str, list[Encoded]], list[bool]]:
@@ -154,6 +224,8 @@ class Objective:
         for name, term in self.terms.items():
             limit = term.vocabulary.max_length
             valid = [ok and len(e.ids) <= limit for ok, e in zip(valid, encoded[name], strict=True)]
+        accept = self.constraints.accept
+        valid = [ok and accept(self.vocabulary, row, text) for ok, row, text in zip(valid, rows, prompts, strict=True)]
         return encoded, valid
 
 
@@ -166,23 +238,57 @@ class Guide:
                 raise FuseError(f"secondary.{name}.adapter=None: its tokens are not the primary's; give one, such as LexicalAdapter")
         self._objective = objective
         self.vocabulary = objective.vocabulary
+        self.allowed = objective.allowed
         self.longest = objective.primary.room
         self.valid = objective.valid
+        self.spelled = objective.spelled
+        self.label_ids = objective.vocabulary.encode([objective.primary.loss.label])[0][0]
+        self.says_label = objective.says_label
         self.check_length = objective.check_length
 
     @property
-    def allowed(self) -> Bool[Tensor, " v"]:
-        """Tokens that a candidate may hold."""
-        return self.vocabulary.allowed
+    def end_of_text(self) -> list[int]:
+        """The primary's tokens that end a text; empty if there is none."""
+        end = self.vocabulary.tokenizer.eos_token_id
+        return [] if end is None else [int(end)]
 
-    def token_gradient(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
-        """Gradient of the objective by the one-hot token at `positions[i]` of `rows[i]`, up to a constant a row."""
+    @cached_property
+    def filler(self) -> int:
+        """A token that stands for no word in particular: of those that begin a word, the nearest to the mean embedding."""
+        begins = torch.tensor([text[:1].isspace() for text in self.vocabulary.token_texts], device=self.allowed.device)
+        usable = self.allowed & begins if (self.allowed & begins).any() else self.allowed
+        return int(self.vocabulary.nearest(self.vocabulary.mean_embedding, usable))
+
+    def token_gradient(
+        self, rows: Sequence[Ids], positions: Sequence[int], linearise: Sequence[str] = ("current",)
+    ) -> Float[Tensor, "b v"]:
+        """Gradient of the objective by the one-hot token at `positions[i]` of `rows[i]`, up to a constant a row.
+
+        `linearise` names what the models read at the place, as in `fuse.vocabulary.POINTS`; of several such points the
+        gradients are standardised over the allowed tokens, and summed.
+        """
         total = self.vocabulary.embedding.new_zeros(len(rows), len(self.vocabulary), dtype=torch.float32)
+        for point in linearise:
+            found = torch.zeros_like(total)
+            for term in self._objective.terms.values():
+                if term.weight and term.adapter is not None:
+                    found += term.weight * term.adapter.token_scores(rows, positions, term, point).to(total.device)
+                elif term.weight:
+                    found += term.weight * term.token_gradient(rows, positions, point)
+            total += found if len(linearise) == 1 else standardised(found, self.allowed)
+        return total
+
+    def embedding_gradient(self, embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """Gradient of the objective by continuous prompts; models with other tokens read the nearest tokens' text."""
+        rows = [tuple(row) for row in self.vocabulary.nearest(embeddings, self.allowed).tolist()]
+        places = [(row, position) for row in rows for position in range(len(row))]
+        total = torch.zeros_like(embeddings, dtype=torch.float32)
         for term in self._objective.terms.values():
             if term.weight and term.adapter is not None:
-                total = total + term.weight * term.adapter.token_scores(rows, positions, term).to(total.device)
+                found = term.adapter.embedding_gradient([row for row, _ in places], [position for _, position in places], term)
+                total += term.weight * found.reshape(total.shape).to(total)
             elif term.weight:
-                total = total + term.weight * _own_token_gradient(term, rows, positions)
+                total += term.weight * term.embedding_gradient(rows, embeddings)
         return total
 
     def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
@@ -198,13 +304,8 @@ class Guide:
         return model.next_token_log_probs(pad(contexts, model.device))
 
 
-def _own_token_gradient(term: Term, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
-    """The gradient of a term whose own tokens the rows are: by the token as input, and as label where it acts as one."""
-    table = term.vocabulary.embedding
-    distinct = list(dict.fromkeys(rows))
-    encoded = term.around(distinct)
-    found = term.gradient(encoded)
-    index = [distinct.index(row) for row in rows]
-    places = [encoded[i].free[0] + p for i, p in zip(index, positions, strict=True)]
-    by_token = found.embedding[index, places].to(table.dtype) @ table.T
-    return by_token.float() if found.labels is None else by_token.float() + found.labels[index, places]
+def standardised(scores: Float[Tensor, "b v"], allowed: Bool[Tensor, " v"]) -> Float[Tensor, "b v"]:
+    """Each row with mean 0 and spread 1 over the allowed tokens; 0 where all are equal."""
+    kept = scores[:, allowed]
+    spread = kept.std(-1, keepdim=True)
+    return torch.where(spread > 0, (scores - kept.mean(-1, keepdim=True)) / spread, 0.0)

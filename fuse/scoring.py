@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fuse.adapter import Gradient
 from fuse.losses import Loss
-from fuse.models import Model
+from fuse.models import CausalLM, Model
 from fuse.vocabulary import Encoded, pad
 
 
@@ -29,32 +29,47 @@ def score(model: Model, loss: Loss[Any], rows: Sequence[Encoded], batch_size: in
     return torch.tensor([losses[row.ids] for row in rows])
 
 
-def gradient(model: Model, loss: Loss[Any], rows: Sequence[Encoded], batch_size: int, neutral: Sequence[int] | None = None) -> Gradient:
-    """The gradient of each row's own loss by its input embeddings and, if the loss reads them, by its labels.
+def gradient(
+    model: Model,
+    loss: Loss[Any],
+    rows: Sequence[Encoded],
+    batch_size: int,
+    places: Sequence[Sequence[int]],
+    read: Sequence[Float[Tensor, "_ d"]] | None = None,
+) -> Gradient:
+    """The gradient of each row's own loss at its `places`, of which there may be more in one row than in another.
 
-    `neutral[i]` is a position of row i at which the model reads the mean token embedding. Result on the model's device,
-    in float32, zero at padding.
+    By the embeddings there and, if the loss reads them, by the labels. Row i reads `read[i]` at its places instead of
+    its own tokens' embeddings. Results are on the model's device, in float32, zero at places that a row lacks.
     """
-    width = max(len(row.ids) for row in rows)
-    table = model.vocabulary.embedding
-    by_embedding = table.new_zeros(len(rows), width, table.shape[1], dtype=torch.float32)
-    by_labels = table.new_zeros(len(rows), width, len(table), dtype=torch.float32) if loss.reads_labels else None
-    for batch in _batches(range(len(rows)), [width] * len(rows), batch_size):
+    table, width = model.vocabulary.embedding, max(map(len, places))
+    by_labels = loss.reads_labels(model)
+    found: list[Gradient] = []
+    for batch in _batches(range(len(rows)), [1] * len(rows), batch_size):
         inputs = pad([rows[i] for i in batch], model.device)
+        # A row with fewer places repeats its first; what stands there is taken away below
+        at = torch.tensor([[*places[i], *[places[i][0]] * (width - len(places[i]))] for i in batch], device=model.device)
+        real = torch.arange(width, device=model.device) < torch.tensor([[len(places[i])] for i in batch], device=model.device)
+        lines = torch.arange(len(batch), device=model.device)[:, None]
         embeddings = table[inputs.ids]
-        if neutral is not None:
-            embeddings[torch.arange(len(batch)), [neutral[i] for i in batch]] = model.vocabulary.mean_embedding
-        embeddings.requires_grad_()
-        leaves = [embeddings]
-        if loss.reads_labels:
-            leaves.append(torch.zeros(*inputs.ids.shape, len(table), device=model.device, requires_grad=True))
-        values = loss(model, replace(inputs, embeddings=embeddings, labels=leaves[1] if loss.reads_labels else None))
-        found = torch.autograd.grad(values.sum(), leaves)
-        place = slice(batch[0], batch[-1] + 1), slice(inputs.ids.shape[1])
-        by_embedding[place] = found[0].float()
-        if by_labels is not None:
-            by_labels[place] = found[1]
-    return Gradient(by_embedding, by_labels)
+        if read is not None:
+            for line, i in enumerate(batch):
+                embeddings[line, list(places[i])] = read[i].to(table)
+        leaves = [embeddings.requires_grad_()]
+        if by_labels:
+            leaves.append(torch.zeros(*at.shape, len(table), device=model.device, requires_grad=True))
+        with_leaves = replace(inputs, embeddings=embeddings, label_places=at, labels=leaves[1] if by_labels else None)
+        slopes = torch.autograd.grad(loss(model, with_leaves).sum(), leaves)
+        kept = [torch.where(real[..., None], slope, 0.0) for slope in (slopes[0][lines, at].float(), *slopes[1:])]
+        found.append(Gradient(kept[0], kept[1] if by_labels else None))
+    labels = [g.labels for g in found if g.labels is not None]
+    return Gradient(torch.cat([g.embedding for g in found]), torch.cat(labels) if labels else None)
+
+
+def says(model: CausalLM, rows: Sequence[Encoded], batch_size: int) -> Iterator[bool]:
+    """Whether greedy decoding after each row's prompt says its label."""
+    for batch in _batches(range(len(rows)), [1] * len(rows), batch_size):
+        yield from model.says(pad([rows[i] for i in batch], model.device)).tolist()
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[Sequence[int]]:

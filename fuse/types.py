@@ -28,8 +28,10 @@ class Inputs:
     """True at the tokens of the label (the text to elicit)."""
     embeddings: Float[Tensor, "b t d"] | None = None
     """What the model reads instead of looking `ids` up."""
-    labels: Float[Tensor, "b t v"] | None = None
-    """A shift of the one-hot rows by which a loss picks each position's own token; zero in value, read for its gradient."""
+    label_places: Int[Tensor, "b p"] | None = None
+    """Positions whose own token is picked as a label through `labels`; a repeated one adds up."""
+    labels: Float[Tensor, "b p v"] | None = None
+    """A shift of the one-hot rows by which a loss picks the tokens at `label_places`; zero in value, read for its gradient."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Step:
     """One iteration: the best candidate of this step, and the best loss so far."""
 
     step: int
+    method: str
     loss: float
     best_loss: float
     prompt: str
@@ -74,7 +77,11 @@ class TermResult:
 
 @dataclass(frozen=True)
 class Result:
-    """The best prompt of a search. `loss` is the loss of exactly `prompt`, re-tokenised by every model."""
+    """The best prompt of a search. `loss` is the loss of exactly `prompt`, re-tokenised by every model.
+
+    `found` holds every different prompt that the method collected (those that elicit the label), and `token_counts` how
+    often these hold each token.
+    """
 
     prompt: str
     free_ids: Ids
@@ -84,4 +91,6 @@ class Result:
     steps: int
     evaluations: int
     seconds: float
+    found: tuple[str, ...] = ()
+    token_counts: dict[str, int] = field(default_factory=dict)
     trace: tuple[Step, ...] = field(repr=False, default=())

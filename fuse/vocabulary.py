@@ -10,11 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.types import Ids, Inputs
+
+POINTS = ("current", "mask", "mean")
+"""What a model reads at a place where its loss is linearised: the token there, the mask token, the mean embedding."""
 
 Span = tuple[int, int]
 """Where a piece of text begins and ends, in characters or in tokens."""
@@ -71,7 +74,8 @@ class Vocabulary:
         return [text.strip() for text in self._raw_decode(rows)]
 
     def _raw_decode(self, rows: Sequence[Ids]) -> list[str]:
-        return self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False)
+        # An empty list would be taken as one empty row
+        return self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False) if rows else []
 
     def word_of_token(self, row: Ids) -> list[int]:
         """For each token the index of the whitespace word that it helps to spell, in the row's decoded text.
@@ -109,6 +113,32 @@ class Vocabulary:
     def mean_embedding(self) -> Float[Tensor, " d"]:
         """The mean of the allowed tokens' embeddings: a point that stands for no word in particular."""
         return self.embedding[self.allowed].mean(0)
+
+    def point(self, name: str) -> Float[Tensor, " d"]:
+        """The embedding of the neutral point "mask" or "mean"; the mean stands in where there is no mask token."""
+        mask = getattr(self.tokenizer, "mask_token_id", None)
+        return self.mean_embedding if name == "mean" or mask is None else self.embedding[mask]
+
+    @cached_property
+    def _covariance_factor(self) -> Float[Tensor, "d d"]:
+        """The Cholesky factor of the allowed embeddings' covariance."""
+        centred = (self.embedding[self.allowed] - self.mean_embedding).double()
+        covariance = centred.T @ centred / len(centred)
+        ridge = 1e-3 * covariance.diagonal().mean().clamp_min(1e-12)
+        return torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), device=covariance.device, dtype=torch.double))
+
+    def as_embedding_gradient(self, scores: Float[Tensor, "b v"]) -> Float[Tensor, "b d"]:
+        """The vector g whose products g . E_v come nearest, in least squares over the allowed tokens, to centred scores."""
+        kept = scores[:, self.allowed].double()
+        centred = self.embedding[self.allowed].double() - self.mean_embedding.double()
+        slope = (kept - kept.mean(1, keepdim=True)) @ centred / len(centred)
+        return torch.cholesky_solve(slope.T, self._covariance_factor).T.float()
+
+    def nearest(self, points: Float[Tensor, "*b d"], allowed: Bool[Tensor, " v"]) -> Int[Tensor, "*b"]:
+        """The allowed token whose embedding is the closest to each point."""
+        table = self.embedding[allowed].float()
+        distance = table.square().sum(-1) - 2 * points.float() @ table.T
+        return allowed.nonzero().flatten()[distance.argmin(-1)]
 
     @cached_property
     def fingerprint(self) -> str:

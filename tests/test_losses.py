@@ -25,15 +25,41 @@ def log_p(model: fuse.CausalLM, ids: tuple[int, ...], place: int) -> float:
     return float(logits.log_softmax(-1)[ids[place]])
 
 
-@pytest.mark.parametrize("loss", [fuse.NLL(), fuse.CrossEntropy("a blue kite")], ids=["nll", "cross_entropy"])
+LOSSES = [fuse.NLL(), fuse.LogProb(), fuse.KLDiv(tau=0.5), fuse.CrossEntropy("a blue kite"), fuse.CrossEntropy("a blue kite", 0.3)]
+NAMES = ["nll", "log_prob", "kl_div", "cross_entropy", "fluent_cross_entropy"]
+
+
+def plain_loss(model: fuse.CausalLM, loss: Loss, row: Encoded) -> float:
+    """A loss by its formula, one position after the other."""
+    if isinstance(loss, fuse.KLDiv):
+        table, values = model.vocabulary.embedding, []
+        for place in range(*row.free):
+            log_q = (-(table[row.ids[place]] - table).square().sum(-1) / loss.tau).log_softmax(-1)
+            log_ps = model.network(input_ids=torch.tensor([row.ids[:place]])).logits[0, -1].log_softmax(-1)
+            values.append(float((log_q.exp() * (log_q - log_ps)).sum()))
+        return sum(values) / len(values)
+    means = []
+    for start, end in (row.label, row.free) if loss.label else (row.free,):
+        means.append(sum(-log_p(model, row.ids, place) for place in range(start, end)) / (end - start))
+    return means[0] + (loss.perplexity_weight * means[1] if isinstance(loss, fuse.CrossEntropy) else 0.0)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
 def test_lm_losses_equal_a_plain_loop(lm: fuse.CausalLM, loss: Loss) -> None:
     for surroundings in (("Look:", "Yes."), ("", "")):
         encoded = rows(lm, loss, *surroundings)
         got = loss(lm, pad(encoded, lm.device))
         for row, value in zip(encoded, got.tolist(), strict=True):
-            start, end = row.label if loss.label else row.free
-            plain = [-log_p(lm, row.ids, place) for place in range(start, end)]
-            assert value == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+            assert value == pytest.approx(plain_loss(lm, loss, row), abs=1e-4)
+
+
+def test_kl_div_tends_to_nll(lm: fuse.CausalLM) -> None:
+    inputs = pad(rows(lm, fuse.NLL()), lm.device)
+    exact = fuse.NLL()(lm, inputs)
+    gaps = [float((fuse.KLDiv(tau=tau)(lm, inputs) - exact).abs().max()) for tau in (0.5, 0.1, 0.001)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 0.01
+    assert gaps[-1] < 1e-4
 
 
 def test_nll_of_candidates_that_share_their_context(lm: fuse.CausalLM) -> None:
@@ -52,20 +78,21 @@ def test_nll_of_an_empty_prompt_is_zero(lm: fuse.CausalLM) -> None:
     assert values[1] > 0
 
 
-@pytest.mark.parametrize("loss", [fuse.NLL(), fuse.CrossEntropy("a blue kite")], ids=["nll", "cross_entropy"])
+@pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
 def test_gradient_by_one_hot_tokens_equals_finite_differences(lm: fuse.CausalLM, loss: Loss) -> None:
     """A free token acts twice under nll: as input to later positions, and as the label of its own."""
     model = fuse.CausalLM(lm.network.double(), lm.vocabulary.tokenizer)
     try:
         row = rows(model, loss)[0]
-        found = scoring.gradient(model, loss, [row], 8)
+        found = scoring.gradient(model, loss, [row], 8, [range(len(row.ids))])
         table = model.vocabulary.embedding
         generator = torch.Generator().manual_seed(0)
 
         def value(one_hot: torch.Tensor) -> float:
             inputs = pad([row], model.device)
             plain = torch.nn.functional.one_hot(inputs.ids, len(table)).double()
-            return float(loss(model, replace(inputs, embeddings=one_hot[None] @ table, labels=(one_hot[None] - plain).float())))
+            shift = {"labels": (one_hot[None] - plain).float(), "label_places": torch.arange(len(row.ids))[None]}
+            return float(loss(model, replace(inputs, embeddings=one_hot[None] @ table, **(shift if loss.reads_labels(model) else {}))))
 
         base = torch.nn.functional.one_hot(torch.tensor(row.ids), len(table)).double()
         for _ in range(6):

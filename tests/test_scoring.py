@@ -26,12 +26,15 @@ def test_batched_equals_single(term: fuse.Term, batch_size: int) -> None:
     together = scoring.score(term.model, term.loss, rows, batch_size)
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
     assert together[0] == together[2]
-    single = [scoring.gradient(term.model, term.loss, [row], 1) for row in rows]
-    batched = scoring.gradient(term.model, term.loss, rows, batch_size)
-    for i, row in enumerate(rows):
-        place = slice(0, len(row.ids))
-        torch.testing.assert_close(batched.embedding[i, place], single[i].embedding[0], atol=1e-5, rtol=1e-3)
-        assert not batched.embedding[i, len(row.ids) :].any()
+    places = [range(*row.free) for row in rows]
+    single = [scoring.gradient(term.model, term.loss, [row], 1, [place]) for row, place in zip(rows, places, strict=True)]
+    batched = scoring.gradient(term.model, term.loss, rows, batch_size, places)
+    for i, place in enumerate(places):
+        torch.testing.assert_close(batched.embedding[i, : len(place)], single[i].embedding[0], atol=1e-5, rtol=1e-3)
+        assert not batched.embedding[i, len(place) :].any()
+        if batched.labels is not None:
+            torch.testing.assert_close(batched.labels[i, : len(place)], single[i].labels[0], atol=1e-5, rtol=1e-3)
+            assert not batched.labels[i, len(place) :].any()
 
 
 def test_equal_rows_are_scored_once(term: fuse.Term, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +58,8 @@ def test_a_neutral_point_hides_the_token(clip: fuse.CLIP, house: torch.Tensor) -
     loss = fuse.CosineDistance(house)
     (row,) = Template().encode(clip.vocabulary, ["a red house"])
     other = row.with_free_ids((row.free_ids[0], 7, *row.free_ids[2:]))
-    got = [scoring.gradient(clip, loss, [r], 1, neutral=[row.free[0] + 1]).embedding for r in (row, other)]
+    place, read = [[row.free[0] + 1]], [clip.vocabulary.point("mean")[None]]
+    got = [scoring.gradient(clip, loss, [r], 1, place, read).embedding for r in (row, other)]
     torch.testing.assert_close(got[0], got[1])
-    plain = [scoring.gradient(clip, loss, [r], 1).embedding for r in (row, other)]
+    plain = [scoring.gradient(clip, loss, [r], 1, place).embedding for r in (row, other)]
     assert not torch.allclose(plain[0], plain[1])

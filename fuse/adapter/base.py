@@ -20,10 +20,10 @@ from fuse.vocabulary import Encoded, Span, Vocabulary, word_spans
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient of each row's loss by its input embeddings and, where tokens act as labels too, by those."""
+    """The gradient of each row's loss at p places: by the embeddings there and, where tokens act as labels too, by those."""
 
-    embedding: Float[Tensor, "b t d"]
-    labels: Float[Tensor, "b t v"] | None = None
+    embedding: Float[Tensor, "b p d"]
+    labels: Float[Tensor, "b p v"] | None = None
 
 
 @runtime_checkable
@@ -39,8 +39,10 @@ class Target(Protocol):
         """What the secondary reads for each prompt."""
         ...
 
-    def gradient(self, rows: Sequence[Encoded], neutral: Sequence[int] | None = None) -> Gradient:
-        """Gradients of the rows' losses; row i with the mean embedding at position `neutral[i]`, if that is given."""
+    def gradient(
+        self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
+    ) -> Gradient:
+        """Gradients of the rows' losses at `places`, where row i reads `read[i]`, if that is given."""
         ...
 
 
@@ -73,11 +75,18 @@ class Adapter(ABC):
         """Everything that fitting found."""
 
     @abstractmethod
-    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
+    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
         """First-order change of each row's loss when the token at its position becomes v (up to a constant a row).
 
-        `rows` are free tokens of the source; `positions[i]` is the place in `rows[i]`.
+        `rows` are free tokens of the source; `positions[i]` is the place in `rows[i]`; `point`, one of
+        `fuse.vocabulary.POINTS`, is what the target reads there when its loss is linearised.
         """
+
+    def embedding_gradient(
+        self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current"
+    ) -> Float[Tensor, "b d"]:
+        """The gradient of each row's loss by the source embedding at its position; least squares from the scores."""
+        return self.source.as_embedding_gradient(self.token_scores(rows, positions, target, point))
 
 
 @dataclass(frozen=True)

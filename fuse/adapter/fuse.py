@@ -87,19 +87,25 @@ class FuseAdapter(Adapter):
     def tensors(self) -> dict[str, Tensor]:
         return {f"{j}x{k}": jacobian.cpu() for (j, k), jacobian in self.jacobians.items()}
 
-    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
-        return self.embedding_gradient(rows, positions, target).to(self.source.embedding) @ self.source.embedding.T
+    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
+        return self.embedding_gradient(rows, positions, target, point).to(self.source.embedding) @ self.source.embedding.T
 
-    def embedding_gradient(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b d"]:
-        """The gradient of each row's loss by the source embedding at its position."""
+    def embedding_gradient(
+        self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current"
+    ) -> Float[Tensor, "b d"]:
+        """The gradient of each row's loss by the source embedding at its position, through the adjoint of the word's map."""
         encoded = target.encode(self.source.decode(rows))
-        distinct = list(dict.fromkeys(encoded))
-        gradient = target.gradient(distinct).embedding[[distinct.index(e) for e in encoded]]
         words = words_at(self.source, rows, positions, encoded)
+        places = {(e, word.target): list(range(*word.target)) or [0] for e, word in zip(encoded, words, strict=True)}
+        read = None if point == "current" else [self.target.point(point).expand(len(place), -1) for place in places.values()]
+        found = target.gradient([e for e, _ in places], list(places.values()), read).embedding
+        gradient = dict(zip(places, found, strict=True))
         return torch.stack(
             [
-                self.pull_back(g[slice(*word.target)], word.source[1] - word.source[0])[position - word.source[0]]
-                for g, word, position in zip(gradient, words, positions, strict=True)
+                self.pull_back(gradient[e, word.target][: word.target[1] - word.target[0]], word.source[1] - word.source[0])[
+                    position - word.source[0]
+                ]
+                for e, word, position in zip(encoded, words, positions, strict=True)
             ]
         )
 

@@ -1,9 +1,9 @@
 """The lexical adapter: re-tokenise every source word by the target's tokenizer and read the target's own gradient.
 
-No map is fitted. The word around a source token is replaced, on the target's side, by one neutral point (the mean token
-embedding), where the secondary's loss is linearised. A candidate token v spells a word of target tokens k; the predicted
-change of loss is the mean over k of g . (E_k - E_mean), g being the gradient at the neutral point. (A mean, not a sum: a
-sum ranks just as well among words, but lets long rows of dashes win by their mere number of tokens.)
+No map is fitted. The word around a source token is replaced, on the target's side, by one point e (the mean of its own
+embeddings, or a neutral one), where the secondary's loss is linearised. A candidate token v spells a word of target
+tokens k; the predicted change of loss is the mean over k of g . (E_k - e), g being the gradient at e. (A mean, not a sum:
+a sum ranks just as well among words, but lets long rows of dashes win by their mere number of tokens.)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fuse.adapter.base import Adapter, Target, words_at
+from fuse.adapter.base import Adapter, Target, Word, words_at
 from fuse.types import Ids
-from fuse.vocabulary import Vocabulary
+from fuse.vocabulary import Encoded, Vocabulary
 
 
 class LexicalAdapter(Adapter):
@@ -50,23 +50,24 @@ class LexicalAdapter(Adapter):
         real = self.pieces >= 0
         return {"pieces": self.pieces[real].to(torch.int32), "counts": real.sum(1).to(torch.int32)}
 
-    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target) -> Float[Tensor, "b v"]:
-        prompts = self.source.decode(rows)
-        encoded = target.encode(prompts)
+    def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
+        encoded = target.encode(self.source.decode(rows))
         words = words_at(self.source, rows, positions, encoded)
-        neutral = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
-        places = [word.target[0] for word in words]
-        gradient = target.gradient(neutral, neutral=places)
-        index = torch.arange(len(rows))
-        at_word = gradient.embedding[index, places]
-        table = self.target.embedding
-        by_token = at_word.to(table.dtype) @ table.T - (at_word.to(table.dtype) @ self.target.mean_embedding)[:, None]
-        scores = by_token.float()
+        points = torch.stack([self._point(point, e, word) for e, word in zip(encoded, words, strict=True)])
+        collapsed = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
+        gradient = target.gradient(collapsed, [[word.target[0]] for word in words], list(points[:, None]))
+        at_word, table = gradient.embedding[:, 0].to(points), self.target.embedding
+        scores = (at_word @ table.T - (at_word * points).sum(-1, keepdim=True)).float()
         if gradient.labels is not None:
-            scores = scores + gradient.labels[index, places]
+            scores = scores + gradient.labels[:, 0]
         # A word that the target's tokenizer drops has no say
         scores = scores * torch.tensor([[w.target[1] > w.target[0]] for w in words], device=scores.device)
         return torch.stack([self._matrix(w.left, w.right) @ s for w, s in zip(words, scores, strict=True)])
+
+    def _point(self, name: str, encoded: Encoded, word: Word) -> Float[Tensor, " d"]:
+        """What stands for the whole word where the loss is linearised."""
+        own = self.target.embedding[list(encoded.ids[slice(*word.target)]) or [0]]
+        return own.mean(0) if name == "current" else self.target.point(name)
 
     def _build_matrix(self, left: str, right: str) -> Float[Tensor, "v w"]:
         """The share of target token w in the word that source token v spells between `left` and `right` (sparse)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,8 @@ from fuse.types import Candidates, Ids
 class Method(ABC):
     """Proposes candidates; blind to their scores."""
 
+    greedy_only: ClassVar[bool] = False
+    """Whether the method follows a state of its own, so that no strategy but greedy search means anything."""
     steps: int
     """How many times to propose, where the search does not say."""
     prompt_length: int
@@ -35,8 +37,15 @@ class Method(ABC):
         return None, [start or random_prompt(guide, self.prompt_length, generator)]
 
     @abstractmethod
-    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates]:
-        """The next state and the candidates of one step; none ends the search."""
+    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates | None]:
+        """The next state and the candidates of one step, perhaps none; None in the place of a list ends the search.
+
+        The beam is empty where a strategy has nothing left to expand.
+        """
+
+    def found(self, state: Any) -> Sequence[Ids]:
+        """What the method collected, beside the best prompt, up to this state."""
+        return ()
 
 
 def require_positive(method: Method, *names: str) -> None:
@@ -44,6 +53,21 @@ def require_positive(method: Method, *names: str) -> None:
     for name in names:
         if getattr(method, name) < 1:
             raise FuseError(f"method.{name}={getattr(method, name)}: expected at least 1")
+
+
+def require_not_negative(method: Method, *names: str) -> None:
+    """Raises FuseError where one of these options of a method is below 0."""
+    for name in names:
+        if not getattr(method, name) >= 0:
+            raise FuseError(f"method.{name}={getattr(method, name)}: expected 0 or more")
+
+
+def require_choices(method: Method, name: str, known: Sequence[str]) -> None:
+    """Raises FuseError unless an option is one of `known`, or a list of one or more different ones."""
+    value = getattr(method, name)
+    chosen = [value] if isinstance(value, str) else list(value)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
+        raise FuseError(f"method.{name}={value}: expected {'one' if isinstance(value, str) else 'some'} of {', '.join(known)}")
 
 
 def random_prompt(guide: Guide, length: int, generator: torch.Generator) -> Ids:

@@ -1,49 +1,61 @@
-"""GCG (arXiv 2307.15043, algorithm 1): swap tokens for others that the gradient favours."""
+"""GCG (arXiv 2307.15043, algorithm 1): put in tokens that the gradient favours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from fuse.methods.base import Method, as_candidates, first_valid, require_positive
+from fuse.errors import FuseError
+from fuse.methods.base import require_choices, require_positive
+from fuse.methods.edits import Edits, Site
 from fuse.objective import Guide
-from fuse.types import Candidates, Ids
+from fuse.vocabulary import POINTS
+
+Momentum = dict[tuple[str, int, int], Float[Tensor, " v"]]
+"""The running gradient of each place: move, position, length of the row."""
 
 
 @dataclass(frozen=True)
-class GCG(Method):
-    """Swaps `n_replace` tokens of a row at a time.
+class GCG(Edits):
+    """At each site the `top_k` allowed tokens of the most negative gradient are shortlisted.
 
-    At each position the `top_k` allowed tokens of the most negative gradient are shortlisted; a candidate takes a row of
-    the beam in turn, positions without repetition and a shortlisted token for each, all drawn uniformly.
+    `linearise` names what the models read at the site while the gradient is taken, as `Guide.token_gradient` has it.
+    `momentum` m (arXiv 2405.01229) ranks by m x the gradients of earlier steps at this place + (1 - m) x this step's.
     """
 
-    search_width: int = 128
     top_k: int = 64
-    n_replace: int = 1
-    prompt_length: int = 8
-    buffer_size: int = 1
-    steps: int = 100
+    linearise: Sequence[str] = ("current",)
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "search_width", "top_k", "n_replace", "prompt_length")
+        super().__post_init__()
+        require_positive(self, "top_k")
+        require_choices(self, "linearise", POINTS)
+        if not 0 <= self.momentum < 1:
+            raise FuseError(f"method.momentum={self.momentum}: expected 0 or more, and below 1")
 
-    def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, Candidates]:
-        places = [(parent, position) for parent, row in enumerate(beam) for position in range(len(row))]
-        gradient = guide.token_gradient([beam[parent] for parent, _ in places], [position for _, position in places])
+    def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> tuple[Any, Int[Tensor, "b k"]]:
+        gradient = guide.token_gradient([site.row for site in sites], [site.position for site in sites], self.linearise)
+        if self.momentum:
+            state, gradient = self._remember(state or {}, sites, gradient)
         gradient = gradient.masked_fill(~guide.allowed, torch.inf)
-        shortlist = (-gradient).topk(min(self.top_k, int(guide.allowed.sum()))).indices.cpu()
-        line_of = {place: line for line, place in enumerate(places)}
+        return state, (-gradient).topk(min(self.top_k, int(guide.allowed.sum()))).indices
 
-        proposals = []
-        for i in range(2 * self.search_width):
-            parent = i % len(beam)
-            row = list(beam[parent])
-            swapped = torch.randperm(len(row), generator=generator)[: self.n_replace].tolist()
-            for position in swapped:
-                choice = int(torch.randint(shortlist.shape[1], (1,), generator=generator))
-                row[position] = int(shortlist[line_of[parent, position], choice])
-            proposals.append((parent, min(swapped), tuple(row)))
-        return None, as_candidates(first_valid(proposals, guide, self.search_width))
+    def _remember(self, state: Momentum, sites: Sequence[Site], gradient: Float[Tensor, "b v"]) -> tuple[Momentum, Float[Tensor, "b v"]]:
+        """The next momentum, the mean over the beam at each place, and this step's rankings by it."""
+        places = [(site.move, site.position, len(site.row)) for site in sites]
+        mixed = torch.stack(
+            [
+                self.momentum * state[place] + (1 - self.momentum) * g if place in state else g
+                for place, g in zip(places, gradient, strict=True)
+            ]
+        )
+        lines: dict[tuple[str, int, int], list[int]] = {}
+        for line, place in enumerate(places):
+            lines.setdefault(place, []).append(line)
+        return {place: mixed[of].mean(0) for place, of in lines.items()}, mixed

@@ -1,8 +1,23 @@
 """Kinds of network, one file each."""
 
 from fuse.models.base import EmbeddingModel, Model
+from fuse.models.captioner import Captioner
 from fuse.models.causal_lm import CausalLM
+from fuse.models.classifier import Classifier
 from fuse.models.clip import CLIP, open_image
+from fuse.models.masked_lm import MaskedLM
+from fuse.models.open_clip import OpenCLIP
 from fuse.models.sentence import SentenceEncoder
 
-__all__ = ["CLIP", "CausalLM", "EmbeddingModel", "Model", "SentenceEncoder", "open_image"]
+__all__ = [
+    "CLIP",
+    "Captioner",
+    "CausalLM",
+    "Classifier",
+    "EmbeddingModel",
+    "MaskedLM",
+    "Model",
+    "OpenCLIP",
+    "SentenceEncoder",
+    "open_image",
+]

@@ -29,7 +29,7 @@ SETTINGS = {
     "rain": ("in the rain", "in heavy rain", "in the pouring rain", "in soft rain"),
 }
 SIZES = ("small", "big")
-CHEERFUL = ("cheerful", "happy", "lovely", "merry", "bright", "jolly", "sunny", "delightful")
+CHEERFUL = ("cheerful", "happy", "lovely", "merry", "bright", "jolly", "delightful")
 GLOOMY = ("gloomy", "sad", "dreary", "lonely", "dull", "mournful", "bleak", "weary")
 
 # {a} and {b} are noun phrases with an article, {place} a setting phrase.
