@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fuse.types import Result
 
 HERE = Path(__file__).resolve().parent
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 failures: list[str] = []
 
 
@@ -54,21 +55,48 @@ def job(config: DictConfig) -> None:
 
 def find(config: Any) -> None:
     """Build, search, show, and write the results into Hydra's output folder."""
+    console.quiet_libraries()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    models: Any = {}
+    if config["image"] is None or not Path(config["image"]).is_dir():
+        find_one(config, folder, models)
+        return
+    pictures = sorted(path for path in Path(config["image"]).iterdir() if path.suffix.lower() in PICTURES)
+    if not pictures:
+        raise FuseError(f"image={config['image']}: a folder without pictures; expected files such as {', '.join(PICTURES)}")
+    for picture in pictures:
+        try:
+            console.announce(picture.name)
+            find_one(with_image(config, str(picture)), folder / picture.name, models)
+        except FuseError as error:  # one bad picture does not cost the others' results
+            failures.append(str(error))
+            console.fail(failures[-1])
+
+
+def find_one(config: Any, folder: Path, models: Any) -> None:
+    """One search; `models` holds what earlier ones loaded."""
     began = time.perf_counter()
     from fuse.build import build
     from fuse.loop import search
+    from fuse.strategies import name_of
 
-    console.quiet_libraries()
-    run = build(config, console.fitting)
+    run = build(config, console.fitting, models)
     setup_seconds = time.perf_counter() - began
     with console.search_bar(run.steps) as bar:
         result = search(run.objective, run.method, run.strategy, on_step=bar, **run.options)
-    write(Path(HydraConfig.get().runtime.output_dir), config, result, setup_seconds)
+    write(folder, config, result, name_of(run.strategy), setup_seconds)
     console.show(result)
 
 
-def write(folder: Path, config: Any, result: Result, setup_seconds: float) -> None:
-    """`result.json` and `trace.jsonl`."""
+def with_image(config: Any, image: str) -> Any:
+    """A configuration that looks at another picture wherever it looked at its `image`."""
+    if isinstance(config, dict):
+        return {key: image if key == "image" and value is not None else with_image(value, image) for key, value in config.items()}
+    return config
+
+
+def write(folder: Path, config: Any, result: Result, strategy: str, setup_seconds: float) -> None:
+    """`result.json` and `trace.jsonl`; `strategy` is the first method's."""
     from dataclasses import asdict
 
     choices = HydraConfig.get().runtime.choices
@@ -79,7 +107,7 @@ def write(folder: Path, config: Any, result: Result, setup_seconds: float) -> No
         "seed": config["seed"],
         "image": config["image"],
         "method": choices["method"],
-        "strategy": choices["strategy"],
+        "strategy": strategy,
         "versions": versions(),
     }
     folder.mkdir(parents=True, exist_ok=True)

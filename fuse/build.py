@@ -21,7 +21,7 @@ from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.models import CLIP, Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, SentenceEncoder, open_image
 from fuse.objective import PRIMARY, Guide, Objective, Term
-from fuse.strategies import STRATEGIES, Strategy
+from fuse.strategies import STRATEGIES, Beam, Strategy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,8 +30,10 @@ RANDOM_LENGTH = 8
 """Free tokens of init=random where the method begins with none."""
 
 Config = Mapping[str, Any]
+Models = dict[tuple[Any, ...], "Model | Captioner"]
+"""What was loaded, by its kind, its name and its place."""
 T = TypeVar("T")
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound="Model | Captioner")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +53,27 @@ class Run:
         return self.options["steps"] if self.options["steps"] is not None else self.method.steps + (refine.steps if refine else 0)
 
 
-def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter) -> Run:
+def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter, models: Models | None = None) -> Run:
     """The run that a composed configuration describes; adapters are fitted last, when all else is known to be right.
+
+    Models that are in `models` are not loaded again; those that are loaded join it.
 
     Raises:
         FuseError: a value that cannot be used; its message names the key.
     """
-    method = _method(config)
+    models = {} if models is None else models
+    method = _method(config, models)
     refine = _options(METHODS, config["refine"], "refine") if config.get("refine") else None
-    strategy = _options(STRATEGIES, config["strategy"], "strategy")
-    for one in (method, refine):
-        if one is not None:
-            check_combination(one, strategy)
+    strategy = _strategy(config["strategy"], method)
+    check_combination(method, strategy)
     generator = torch.Generator().manual_seed(_whole_number(config["seed"], "seed"))
     objective = Objective(
-        _term(config[PRIMARY], PRIMARY),
-        {name: _term(entry, f"secondary.{name}") for name, entry in config["secondary"].items()},
+        _term(config[PRIMARY], PRIMARY, models),
+        {name: _term(entry, f"secondary.{name}", models) for name, entry in config["secondary"].items()},
         _constraints(config["constraints"]),
     )
     objective.check_length(method.prompt_length)
-    init = _written(config)
+    init = _written(config, models)
     if init:
         objective.spell(init)
     for name, term in objective.secondaries.items():
@@ -102,29 +105,37 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter)
     return Run(objective, method, strategy, options)
 
 
-def _method(config: Config) -> Method:
+def _method(config: Config, models: Models) -> Method:
     """The method; that of name caption is given what the captioner says."""
     options = dict(config["method"])
     if options["name"] == "caption":
         count = _whole_number(options.pop("search_width"), "method.search_width", at_least=1)
-        options["texts"] = _captions(config, count)
+        options["texts"] = _captions(config, count, models)
     return _options(METHODS, options, "method")
 
 
-def _captions(config: Config, count: int) -> list[str]:
+def _strategy(config: Config, method: Method) -> Strategy:
+    """The strategy; that of name auto is the beam search that suits the method."""
+    if config["name"] == "auto":
+        width = method.beam_width if config["beam_width"] is None else _whole_number(config["beam_width"], "strategy.beam_width")
+        return Beam(width)
+    return _options(STRATEGIES, config, "strategy")
+
+
+def _captions(config: Config, count: int, models: Models) -> list[str]:
     """What the captioner says of the picture, the best first."""
     entry = config["captioner"]
     image = _image(config, "captioner")
+    captioner = _load(Captioner, entry, "captioner", models)
     with _naming("captioner"):
-        captioner = Captioner.load(str(entry["model_id"]), **_place(entry, "captioner"))
         length = _whole_number(entry["max_new_tokens"], "max_new_tokens", at_least=1)
         return captioner.caption(image, count=count, max_new_tokens=length, question=str(entry["question"]))
 
 
-def _written(config: Config) -> str:
+def _written(config: Config, models: Models) -> str:
     """The text to start from, the user's or the captioner's; empty for none."""
     if config["init"] == "caption":
-        return _captions(config, 1)[0]
+        return _captions(config, 1, models)[0]
     return "" if config["init"] in (None, "random") else str(config["init"])
 
 
@@ -140,45 +151,45 @@ def _constraints(config: Config) -> Constraints:
 
 # A kind of model: from its entry to the model, and from both to the loss. The target is looked at before weights are
 # loaded, so that a wrong one is told at once.
-def _load_causal_lm(config: Config, key: str) -> tuple[Model, Loss[Any]]:
+def _load_causal_lm(config: Config, key: str, models: Models) -> tuple[Model, Loss[Any]]:
     name = config["loss"] or ("cross_entropy" if config["label"] else "nll")
     kind = _pick(LM_LOSSES, name, f"{key}.loss")
     checks = {"label": lambda value, _: str(value or ""), "tau": _number, "perplexity_weight": _number}
     with _naming(key):
         loss = kind(**{field.name: checks[field.name](config[field.name], field.name) for field in dataclasses.fields(kind)})
-    return _load(CausalLM, config, key), loss
+    return _load(CausalLM, config, key, models), loss
 
 
-def _load_clip(config: Config, key: str) -> tuple[Model, Loss[Any]]:
+def _load_clip(config: Config, key: str, models: Models) -> tuple[Model, Loss[Any]]:
     image = _image(config, key)
-    model = _load(CLIP, config, key)
+    model = _load(CLIP, config, key, models)
     return model, CosineDistance(model.embed_images([image])[0])
 
 
-def _load_open_clip(config: Config, key: str) -> tuple[Model, Loss[Any]]:
+def _load_open_clip(config: Config, key: str, models: Models) -> tuple[Model, Loss[Any]]:
     image = _image(config, key)
-    model = _load(OpenCLIP, config, key, pretrained=config["pretrained"])
+    model = _load(OpenCLIP, config, key, models, pretrained=config["pretrained"])
     return model, CosineDistance(model.embed_images([image])[0])
 
 
-def _load_sentence(config: Config, key: str) -> tuple[Model, Loss[Any]]:
+def _load_sentence(config: Config, key: str, models: Models) -> tuple[Model, Loss[Any]]:
     if not config["target"]:
         raise FuseError(f'target=null: {key} needs a text whose meaning is sought; give target="TEXT"')
-    model = _load(SentenceEncoder, config, key)
+    model = _load(SentenceEncoder, config, key, models)
     return model, CosineDistance(model.embed_texts([str(config["target"])])[0])
 
 
-def _load_classifier(config: Config, key: str) -> tuple[Model, Loss[Any]]:
-    model = _load(Classifier, config, key)
+def _load_classifier(config: Config, key: str, models: Models) -> tuple[Model, Loss[Any]]:
+    model = _load(Classifier, config, key, models)
     with _naming(key):
         return model, ClassNLL(model.class_index(config["target"]))
 
 
-def _load_masked_lm(config: Config, key: str) -> tuple[Model, Loss[Any]]:
-    return _load(MaskedLM, config, key), NLL()
+def _load_masked_lm(config: Config, key: str, models: Models) -> tuple[Model, Loss[Any]]:
+    return _load(MaskedLM, config, key, models), NLL()
 
 
-KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss[Any]]]] = {
+KINDS: dict[str, Callable[[Config, str, Models], tuple[Model, Loss[Any]]]] = {
     "causal_lm": _load_causal_lm,
     "clip": _load_clip,
     "open_clip": _load_open_clip,
@@ -189,11 +200,11 @@ KINDS: dict[str, Callable[[Config, str], tuple[Model, Loss[Any]]]] = {
 """Every kind of model by its name in the entries of `conf/primary` and `conf/secondary`."""
 
 
-def _term(config: Config, key: str) -> Term:
+def _term(config: Config, key: str, models: Models) -> Term:
     """The term of one entry of the configuration."""
     if not isinstance(config, Mapping):
         raise FuseError(f"{key}={config}: expected an entry with model_id and weight; to leave it out, choose others in secondary=[...]")
-    model, loss = _pick(KINDS, config["kind"], f"{key}.kind")(config, key)
+    model, loss = _pick(KINDS, config["kind"], f"{key}.kind")(config, key, models)
     with _naming(key):
         return Term(
             model,
@@ -205,11 +216,14 @@ def _term(config: Config, key: str) -> Term:
         )
 
 
-def _load(kind: type[M], config: Config, key: str, **options: Any) -> M:
+def _load(kind: type[M], config: Config, key: str, models: Models, **options: Any) -> M:
     """The model of an entry."""
     place = _place(config, key)
-    with _naming(key):
-        return cast(M, kind.load(str(config["model_id"]), **place, **options))
+    known = (kind, str(config["model_id"]), *place.values(), *options.values())
+    if known not in models:
+        with _naming(key):
+            models[known] = kind.load(str(config["model_id"]), **place, **options)
+    return cast(M, models[known])
 
 
 def _image(config: Config, key: str) -> Image:

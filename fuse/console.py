@@ -43,6 +43,11 @@ def fail(message: str) -> None:
     errors.print(Text(f"error: {message}"), style="red", soft_wrap=True)
 
 
+def announce(name: str) -> None:
+    """Which picture of several comes now."""
+    output.print(Text(name), style="dim", soft_wrap=True)
+
+
 def fitting(words: list[str]) -> Iterable[str]:
     """A bar over the words that an adapter is fitted on."""
     return track(words, "fitting the adapter", console=errors, transient=True) if words else words

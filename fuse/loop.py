@@ -12,7 +12,7 @@ from fuse.errors import FuseError
 from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.objective import Guide, Objective
-from fuse.strategies import Beam, Strategy
+from fuse.strategies import Beam, Strategy, name_of
 from fuse.types import Evaluation, Ids, Result, Step
 
 NAME_OF = {kind: name for name, kind in METHODS.items()}
@@ -22,13 +22,13 @@ def check_combination(method: Method, strategy: Strategy) -> None:
     """Raises FuseError where a method goes with greedy search alone and the strategy is another one."""
     if method.greedy_only and strategy != Beam(1):
         name = NAME_OF.get(type(method), type(method).__name__)
-        raise FuseError(f"strategy={strategy}: method={name} follows a prompt of its own; give strategy=greedy")
+        raise FuseError(f"strategy={name_of(strategy)}: method={name} follows a prompt of its own; give strategy=greedy")
 
 
 def search(
     objective: Objective,
     method: Method,
-    strategy: Strategy,
+    strategy: Strategy | None = None,
     *,
     refine: Method | None = None,
     steps: int | None = None,
@@ -41,8 +41,9 @@ def search(
     """Find a prompt of low loss.
 
     Args:
+        strategy: what is expanded next; None for beam search as wide as suits the method.
         refine: a second method, which goes on from the best prompt of the first when that has ended or made its own
-            number of steps.
+            number of steps, by the strategy that suits it.
         steps: how many times to propose in all; None for the methods' own numbers.
         init: the text to start from; empty for the method's own start.
         stop_loss: end as soon as the best loss is at or below this.
@@ -59,17 +60,17 @@ def search(
     """
     if stop_at_label and not objective.elicits:
         raise FuseError("stop_at_label=true: there is no label; give label=TEXT and primary.loss=cross_entropy")
-    methods = [method] if refine is None else [method, refine]
-    for one in methods:
-        check_combination(one, strategy)
+    parts = [(method, strategy or Beam(method.beam_width))] + ([] if refine is None else [(refine, Beam(refine.beam_width))])
+    for part in parts:
+        check_combination(*part)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     run = _Search(objective, generator, on_step)
-    left = sum(one.steps for one in methods) if steps is None else steps
+    left = sum(one.steps for one, _ in parts) if steps is None else steps
 
     start = objective.spell(init) if init else ()
-    for one in methods:
-        own = left if one is methods[-1] else min(one.steps, left)
-        left -= run.follow(one, strategy, start, own, stop_loss, stop_at_label)
+    for one, its_strategy in parts:
+        own = left if one is parts[-1][0] else min(one.steps, left)
+        left -= run.follow(one, its_strategy, start, own, stop_loss, stop_at_label)
         start = run.best[1] or start
         if run.stopped:
             break

@@ -253,11 +253,15 @@ class Guide:
         return [] if end is None else [int(end)]
 
     @cached_property
+    def begins_word(self) -> Bool[Tensor, " v"]:
+        """The allowed tokens that begin a word of their own after another one; all, where none is so marked."""
+        begins = torch.tensor([text[:1].isspace() for text in self.vocabulary.token_texts], device=self.allowed.device)
+        return self.allowed & begins if (self.allowed & begins).any() else self.allowed
+
+    @cached_property
     def filler(self) -> int:
         """A token that stands for no word in particular: of those that begin a word, the nearest to the mean embedding."""
-        begins = torch.tensor([text[:1].isspace() for text in self.vocabulary.token_texts], device=self.allowed.device)
-        usable = self.allowed & begins if (self.allowed & begins).any() else self.allowed
-        return int(self.vocabulary.nearest(self.vocabulary.mean_embedding, usable))
+        return int(self.vocabulary.nearest(self.vocabulary.mean_embedding, self.begins_word))
 
     def token_gradient(
         self, rows: Sequence[Ids], positions: Sequence[int], linearise: Sequence[str] = ("current",)

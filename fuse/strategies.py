@@ -77,5 +77,12 @@ class UniformCost(Strategy):
         return (rest[: self.frontier_max_size], expanded | {cheapest}), [cheapest]
 
 
+def name_of(strategy: Strategy) -> str:
+    """A strategy's name in `conf/strategy`."""
+    if strategy == Beam(1):
+        return "greedy"
+    return next((name for name, kind in STRATEGIES.items() if type(strategy) is kind), type(strategy).__name__)
+
+
 STRATEGIES: dict[str, type[Strategy]] = {"beam": Beam, "uniform_cost": UniformCost}
 """Every strategy by its name in `conf/strategy`; the contract tests run over this list."""

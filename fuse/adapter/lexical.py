@@ -19,6 +19,9 @@ from fuse.adapter.base import Adapter, Target, Word, words_at
 from fuse.types import Ids
 from fuse.vocabulary import Encoded, Vocabulary
 
+CACHED_TOKENS = 5_000_000
+"""How many re-tokenised tokens, over all the surroundings inside words, are remembered."""
+
 
 class LexicalAdapter(Adapter):
     """`pieces` [v k] holds each source token's target tokens when it is a word of its own, filled up by -1.
@@ -30,7 +33,7 @@ class LexicalAdapter(Adapter):
     def __init__(self, source: Vocabulary, target: Vocabulary, pieces: Int[Tensor, "v k"]) -> None:
         super().__init__(source, target)
         self.pieces = pieces
-        self._matrix = lru_cache(maxsize=64)(self._build_matrix)
+        self._matrix = lru_cache(maxsize=max(16, CACHED_TOKENS // len(source)))(self._build_matrix)
 
     @classmethod
     def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> LexicalAdapter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,7 @@ class AutoDAN(Method):
     A row ends where the primary holds the end of text for likelier than any allowed token; the search, where all end.
     """
 
+    beam_width: ClassVar[int] = 16
     search_width: int = 256
     logit_weight: float = 1.0
     temperature: float = 0.0

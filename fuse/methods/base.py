@@ -25,6 +25,8 @@ class Method(ABC):
 
     greedy_only: ClassVar[bool] = False
     """Whether the method follows a state of its own, so that no strategy but greedy search means anything."""
+    beam_width: ClassVar[int] = 1
+    """The width of beam search that suits the method where nothing else is said; 1 is greedy search."""
     steps: int
     """How many times to propose, where the search does not say."""
     prompt_length: int
@@ -71,15 +73,15 @@ def require_choices(method: Method, name: str, known: Sequence[str]) -> None:
 
 
 def random_prompt(guide: Guide, length: int, generator: torch.Generator) -> Ids:
-    """`length` allowed tokens drawn uniformly, each so that the text still tokenises to itself.
+    """`length` allowed tokens drawn uniformly, each so that the text still tokenises to itself; all but the first begin words.
 
     Raises:
         FuseError: that many tokens do not fit.
     """
     guide.check_length(length)
-    tokens = guide.allowed.nonzero().flatten().cpu()
     prompt: Ids = ()
     while len(prompt) < length:
+        tokens = (guide.begins_word if prompt else guide.allowed).nonzero().flatten().cpu()
         drawn = tokens[torch.randint(len(tokens), (32,), generator=generator)].tolist()
         rows = [(*prompt, token) for token in drawn]
         fitting = next((row for row, ok in zip(rows, guide.valid(rows), strict=True) if ok), None)
