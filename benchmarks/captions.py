@@ -10,16 +10,13 @@ itself, median.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from runs import ROOT, Row, arguments, find, mean, show
+from pictures import draw, found
+from runs import Models, Row, arguments, find, mean, show
 
 VARIANTS = {
     "joint": [],
@@ -40,22 +37,16 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         scenes = [draw(seed, Path(folder), options.seen) for seed in range(options.first, options.first + options.pictures)]
-        rows = [measure(name, scenes, Path(folder), options.overrides.split(), options.verbose) for name in options.variants.split(",")]
+        rows = [measure(name, scenes, options.overrides.split(), options.verbose) for name in options.variants.split(",")]
     show(f"{options.pictures} {'seen' if options.seen else 'held-out'} pictures", rows, options.json)
 
 
-def draw(seed: int, folder: Path, seen: bool) -> tuple[int, dict]:
-    """One picture, by the script that users have."""
-    command = [sys.executable, str(ROOT / "scripts/draw_scene.py"), "--seed", str(seed), "--out", str(folder)]
-    subprocess.run(command if seen else [*command, "--heldout"], check=True, stdout=subprocess.DEVNULL)
-    return seed, json.loads((folder / f"{seed}.json").read_text())
-
-
-def measure(name: str, scenes: list[tuple[int, dict]], folder: Path, overrides: list[str], verbose: bool) -> Row:
+def measure(name: str, scenes: list[dict], overrides: list[str], verbose: bool) -> Row:
     """One row of the table."""
+    models: Models = {}
     words, precision, f1, losses, seconds = [], [], [], [], []
-    for seed, scene in scenes:
-        result = find(f"image={folder}/{seed}.png", *VARIANTS[name], *overrides)
+    for scene in scenes:
+        result = find(f"image={scene['image']}", *VARIANTS[name], *overrides, models=models)
         recall, exact = found(result.prompt, scene)
         words.append(recall)
         precision.append(exact)
@@ -72,13 +63,6 @@ def measure(name: str, scenes: list[tuple[int, dict]], folder: Path, overrides: 
         "perplexity": math.exp(mean(losses)),
         "seconds": median(seconds),
     }
-
-
-def found(prompt: str, scene: dict) -> tuple[float, float]:
-    """The share of right words found, and the share of right ones among all that were found (0 if none was)."""
-    told = set(re.findall(r"[a-z]+", prompt.lower()))
-    right, wrong = len(told & set(scene["words"])), len(told & set(scene["wrong"]))
-    return right / len(scene["words"]), right / (right + wrong) if right + wrong else 0.0
 
 
 if __name__ == "__main__":

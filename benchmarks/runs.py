@@ -20,7 +20,7 @@ from rich.table import Table  # noqa: E402
 
 import find_prompt  # noqa: E402, F401  (registers the resolvers of the configuration)
 from fuse import Result, console, search  # noqa: E402
-from fuse.build import build  # noqa: E402
+from fuse.build import Models, build  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -37,12 +37,12 @@ def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Na
     return parsed
 
 
-def find(*overrides: str) -> Result:
-    """What `python find_prompt.py OVERRIDES` finds."""
+def find(*overrides: str, models: Models | None = None) -> Result:
+    """What `python find_prompt.py OVERRIDES` finds; models that an earlier call put into `models` are not loaded again."""
     console.quiet_libraries()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         config = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
-    run = build(config)
+    run = build(config, models=models)
     return search(run.objective, run.method, run.strategy, **run.options)
 
 

@@ -1,15 +1,18 @@
 """Train the demo captioner: a small BLIP that writes what a drawn picture shows.
 
-python scripts/train_captioner.py                   # writes fuse/demo/captioner, 19 minutes on one core
+python scripts/train_captioner.py                   # writes fuse/demo/captioner, 12 minutes on one core
 
-Its vision tower begins as that of the demo CLIP, so that little is left to learn. Captions differ by nothing but what they
-tell at first, and are freely worded later: from freely worded ones alone it does not learn where things stand. No picture that training sees shows a
-held-out combination; captions tell no mood. After training: `processor = AutoProcessor.from_pretrained(folder)`,
-`model = AutoModelForImageTextToText.from_pretrained(folder)`, `ids = model.generate(**processor(images=image,
-return_tensors="pt"), num_beams=4, max_new_tokens=30)`, `processor.decode(ids[0], skip_special_tokens=True)`.
+Its vision tower begins as that of the demo CLIP, so that little is left to learn. At first a picture has one caption only,
+but for the order of its things, and freely worded ones come in later: from those alone it did not learn, in 2,500 steps,
+which thing stands above the other. No picture that training sees shows a held-out combination; captions tell no mood.
 
-Reached: of 200 pictures of held-out combinations, all are told with their colours, objects and setting and nothing else, by
-greedy and by beam search alike (0.97 of 100 after 500 steps).
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+    ids = model.generate(**processor(images=image, return_tensors="pt"), num_beams=4, max_new_tokens=30)
+    processor.decode(ids[0], skip_special_tokens=True)
+
+Reached: of 200 pictures of held-out combinations all are told with their colours, objects and setting and nothing else, by
+greedy and by beam search alike; all of the 40 captions that say how two things stand are right about it. Of 600 other
+pictures, 598 are told rightly.
 """
 
 from __future__ import annotations
@@ -181,7 +184,7 @@ def main() -> None:
     """Train, save, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--pictures", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--captions", type=int, default=2, help="captions of each picture in a batch")
@@ -192,7 +195,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=DEMO / "clip", help="where the vision tower begins")
     parser.add_argument("--out", type=Path, default=DEMO / "captioner")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()), help="where drawn pictures are kept")
-    parser.add_argument("--every", type=int, default=90, help="steps from one line to the next; saves every five lines")
+    parser.add_argument("--every", type=int, default=85, help="steps from one line to the next; saves every five lines")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -200,6 +203,7 @@ def main() -> None:
     unseen, _ = load_pictures(options.seed + 1, 200, options.cache, heldout=True)
     scenes = [scene_at(options.seed, i)[0] for i in range(options.pictures)]
     probe = [scene_at(options.seed + 1, i, True)[0] for i in range(len(unseen))]
+    pairs = [i for i, scene in enumerate(scenes) if scene.relation]  # the harder half of every batch
     tokenizer = make_tokenizer(options.seed, options.vocabulary)
     processor = BlipProcessor(image_processor(), tokenizer)
     model = make_model(tokenizer, options.layers).train()
@@ -208,11 +212,12 @@ def main() -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.02)
     rng, began, total = random.Random(options.seed), time.monotonic(), 0.0
     for step in range(options.steps):
-        picked = sorted(rng.sample(range(options.pictures), options.batch))
+        half = options.batch // 2
+        picked = sorted(rng.sample(range(options.pictures), half) + rng.sample(pairs, options.batch - half))
         batch, images = [scenes[i] for i in picked], pixels[picked]
         if rng.random() < 0.5:
             batch, images = [*map(mirrored, batch)], images[..., ::-1].copy()
-        exact = 1.5 - 2.5 * step / options.steps  # all of them for a fifth of the time, none after three fifths
+        exact = 2.5 - 3 * step / options.steps  # all of them for half of the time, none after five sixths
         texts = list(itertools.chain(*([told(scene, rng, exact) for scene in batch] for _ in range(options.captions))))
         for group in optimiser.param_groups:
             group["lr"] = rate_at(options.rate, step, step / options.steps)

@@ -26,8 +26,8 @@ CACHED_TOKENS = 5_000_000
 class LexicalAdapter(Adapter):
     """`pieces` [v k] holds each source token's target tokens when it is a word of its own, filled up by -1.
 
-    Rule for tokens inside a word: the token is judged by the whole word that it would spell there, between what is
-    spelled before and after it.
+    Rule for tokens inside a word: a token that would continue the word is judged by the whole word that it would spell
+    there, between what is spelled before and after it; one that begins a word of its own, by that word.
     """
 
     def __init__(self, source: Vocabulary, target: Vocabulary, pieces: Int[Tensor, "v k"]) -> None:
@@ -38,7 +38,8 @@ class LexicalAdapter(Adapter):
     @classmethod
     def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> LexicalAdapter:
         """Re-tokenise the whole vocabulary; no corpus and no settings are needed."""
-        return cls(source, target, _pieces(source, target, "", ""))
+        tokens = source.allowed.nonzero().flatten().tolist()
+        return cls(source, target, _spelled(source, target, {token: source.token_texts[token].strip() for token in tokens}))
 
     @classmethod
     def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> LexicalAdapter:
@@ -74,7 +75,7 @@ class LexicalAdapter(Adapter):
 
     def _build_matrix(self, left: str, right: str) -> Float[Tensor, "v w"]:
         """The share of target token w in the word that source token v spells between `left` and `right` (sparse)."""
-        pieces = _pieces(self.source, self.target, left, right) if left or right else self.pieces
+        pieces = _inside_word(self.source, self.target, self.pieces, left, right) if left or right else self.pieces
         real = pieces >= 0
         rows, columns = real.nonzero().unbind(1)
         shares = 1 / real.sum(1)[rows]
@@ -83,11 +84,21 @@ class LexicalAdapter(Adapter):
         return matrix.coalesce().to(self.target.embedding.device)
 
 
-def _pieces(source: Vocabulary, target: Vocabulary, left: str, right: str) -> Int[Tensor, "v k"]:
-    """The target tokens of left + v + right for every allowed source token v, filled up by -1."""
+def _inside_word(source: Vocabulary, target: Vocabulary, pieces: Int[Tensor, "v k"], left: str, right: str) -> Int[Tensor, "v m"]:
+    """The target tokens of left + v + right for every allowed source token v that continues a word; `pieces` for others."""
     tokens = source.allowed.nonzero().flatten().tolist()
-    spelled = target.encode_ids([(left + source.token_texts[v] + right).strip() for v in tokens])
+    glued = {token: left + text + right for token in tokens if not (text := source.token_texts[token])[:1].isspace() or not left}
+    inside = _spelled(source, target, {token: text.strip() for token, text in glued.items()})
+    width = max(pieces.shape[1], inside.shape[1])
+    merged = torch.nn.functional.pad(pieces, (0, width - pieces.shape[1]), value=-1)
+    merged[list(glued)] = torch.nn.functional.pad(inside, (0, width - inside.shape[1]), value=-1)[list(glued)]
+    return merged
+
+
+def _spelled(source: Vocabulary, target: Vocabulary, texts: dict[int, str]) -> Int[Tensor, "v k"]:
+    """For some source tokens the target tokens of a text, filled up by -1."""
+    spelled = target.encode_ids(list(texts.values()))
     width = max(map(len, spelled), default=0) or 1
     pieces = torch.full((len(source), width), -1)
-    pieces[tokens] = torch.tensor([ids + (-1,) * (width - len(ids)) for ids in spelled])
+    pieces[list(texts)] = torch.tensor([ids + (-1,) * (width - len(ids)) for ids in spelled], dtype=torch.long).reshape(-1, width)
     return pieces

@@ -16,6 +16,8 @@ from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
 MOVES = ("swap", "insert", "delete")
+GAPS = 4
+"""How many gaps of a row are open to an insertion in one step: each costs a row of its own where a gradient is taken."""
 
 
 @dataclass(frozen=True)
@@ -56,47 +58,48 @@ class Edits(Method):
     def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates | None]:
         if not beam:
             return state, None
-        sites = [site for parent, row in enumerate(beam) for site in self._sites(parent, row, guide)]
-        line_of = {(site.parent, site.move, site.position): line for line, site in enumerate(sites)}
+        sites = [site for parent, row in enumerate(beam) for site in self._sites(parent, row, guide, generator)]
         state, shortlist = self.shortlist(state, sites, guide) if sites else (state, torch.zeros(0, 1, dtype=torch.long))
         shortlist = shortlist.cpu()
+        lines = {(parent, move): [i for i, site in enumerate(sites) if (site.parent, site.move) == (parent, move)]
+                 for parent in range(len(beam)) for move in self.moves}  # fmt: skip
 
         def draw(count: int) -> int:
             return int(torch.randint(count, (1,), generator=generator))
 
-        def token(parent: int, move: str, position: int) -> int:
-            return int(shortlist[line_of[parent, move, position], draw(shortlist.shape[1])])
+        def token(line: int) -> int:
+            return int(shortlist[line, draw(shortlist.shape[1])])
 
         proposals = []
         for i in range(2 * self.search_width):
             parent = i % len(beam)
             row = list(beam[parent])
-            moves = self._possible(beam[parent], guide)
+            moves = [move for move in self.moves if lines[parent, move] or (move == "delete" and len(row) > 1)]
             if not moves:
                 continue
             move = moves[draw(len(moves))]
+            places = lines[parent, move]
             if move == "swap":
-                positions = torch.randperm(len(row), generator=generator)[: self.n_replace].tolist()
-                for position in positions:
-                    row[position] = token(parent, move, position)
-                first = min(positions)
+                chosen = [places[j] for j in torch.randperm(len(places), generator=generator)[: self.n_replace].tolist()]
+                for line in chosen:
+                    row[sites[line].position] = token(line)
+                first = min(sites[line].position for line in chosen)
             elif move == "insert":
-                first = draw(len(row) + 1)
-                row.insert(first, token(parent, move, first))
+                line = places[draw(len(places))]
+                first = sites[line].position
+                row.insert(first, token(line))
             else:
                 first = draw(len(row))
                 del row[first]
             proposals.append((parent, first, tuple(row)))
         return state, as_candidates(first_valid(proposals, guide, self.search_width))
 
-    def _possible(self, row: Ids, guide: Guide) -> list[str]:
-        """The moves that a row allows."""
-        impossible = {"insert": len(row) >= guide.longest, "delete": len(row) < 2}
-        return [move for move in self.moves if not impossible.get(move, False)]
-
-    def _sites(self, parent: int, row: Ids, guide: Guide) -> list[Site]:
+    def _sites(self, parent: int, row: Ids, guide: Guide, generator: torch.Generator) -> list[Site]:
         """Where a row takes a token."""
-        moves = self._possible(row, guide)
-        swaps = [Site(parent, "swap", p, row) for p in range(len(row)) if "swap" in moves]
-        filled = [(*row[:p], guide.filler, *row[p:]) for p in range(len(row) + 1) if "insert" in moves]
-        return swaps + [Site(parent, "insert", p, with_filler) for p, with_filler in enumerate(filled)]
+        swaps = [Site(parent, "swap", p, row) for p in range(len(row)) if "swap" in self.moves]
+        if "insert" not in self.moves or len(row) >= guide.longest:
+            return swaps
+        # A token is inserted between words, never inside one
+        gaps = [p for p in range(len(row) + 1) if p == len(row) or bool(guide.begins_word[row[p]])]
+        tried = sorted(gaps[i] for i in torch.randperm(len(gaps), generator=generator)[:GAPS].tolist())
+        return swaps + [Site(parent, "insert", p, (*row[:p], guide.filler, *row[p:])) for p in tried]

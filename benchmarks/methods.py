@@ -1,0 +1,67 @@
+"""Every method with every strategy that it goes with, on pictures that no training saw, with the default settings.
+
+words: share of the words of a right caption that were found. clip_cosine: of the prompt and the picture. perplexity: of
+the prompt under the language model. seconds: the search itself, median. `embedding` is given the same objective.
+
+    python benchmarks/methods.py --pictures 40
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from pictures import draw, found
+from runs import Models, Row, arguments, find, mean, show
+
+from fuse.methods import METHODS
+
+STRATEGIES = ("greedy", "beam", "uniform_cost")
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        pictures={"type": int, "default": 40},
+        first={"type": int, "default": 1_000_000, "help": "seed of the first picture"},
+        methods={"default": ",".join(METHODS)},
+        strategies={"default": ",".join(STRATEGIES)},
+        overrides={"default": "", "help": "further overrides for every run, separated by blanks"},
+        verbose={"action": "store_true", "help": "show every prompt"},
+    )
+    pairs = [
+        (m, s) for m in options.methods.split(",") for s in options.strategies.split(",") if s == "greedy" or not METHODS[m].greedy_only
+    ]
+    models: Models = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = [draw(seed, Path(folder)) for seed in range(options.first, options.first + options.pictures)]
+        rows = [measure(*pair, scenes, options.overrides.split(), models, options.verbose) for pair in pairs]
+    show(f"{options.pictures} held-out pictures", rows, options.json)
+
+
+def measure(method: str, strategy: str, scenes: list[dict], overrides: list[str], models: Models, verbose: bool) -> Row:
+    """One row of the table."""
+    words, cosines, losses, seconds = [], [], [], []
+    for scene in scenes:
+        chosen = [f"image={scene['image']}", f"method={method}", f"strategy={strategy}", "secondary=[demo_clip]"]
+        result = find(*chosen, *overrides, models=models)
+        words.append(found(result.prompt, scene)[0])
+        cosines.append(1 - result.terms["demo_clip"].loss)
+        losses.append(result.terms["primary"].loss)
+        seconds.append(result.seconds)
+        if verbose:
+            print(f"{method} {strategy} {words[-1]:.2f} {seconds[-1]:.1f}s | {result.prompt} | {scene['caption']}", flush=True)
+    return {
+        "method": method,
+        "strategy": strategy,
+        "words": mean(words),
+        "clip_cosine": mean(cosines),
+        "perplexity": math.exp(mean(losses)),
+        "seconds": median(seconds),
+    }
+
+
+if __name__ == "__main__":
+    main()
