@@ -15,7 +15,7 @@ from fuse.adapter import ADAPTERS
 from fuse.adapter.cache import load_or_fit
 from fuse.constraints import Constraints
 from fuse.errors import FuseError
-from fuse.loop import check_combination
+from fuse.loop import check_combination, check_objective
 from fuse.losses import LM_LOSSES, NLL, ClassNLL, CosineDistance, Loss
 from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
@@ -63,15 +63,19 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter,
     """
     models = {} if models is None else models
     method = _method(config, models)
-    refine = _options(METHODS, config["refine"], "refine") if config.get("refine") else None
+    refine = _refine(config["refine"]) if config.get("refine") else None
     strategy = _strategy(config["strategy"], method)
     check_combination(method, strategy)
+    steps = None if config["steps"] is None else _whole_number(config["steps"], "steps")
+    stop_loss = None if config["stop_loss"] is None else _number(config["stop_loss"], "stop_loss")
     generator = torch.Generator().manual_seed(_whole_number(config["seed"], "seed"))
     objective = Objective(
         _term(config[PRIMARY], PRIMARY, models),
         {name: _term(entry, f"secondary.{name}", models) for name, entry in config["secondary"].items()},
         _constraints(config["constraints"]),
     )
+    stop_at_label = _truth(config["stop_at_label"], "stop_at_label")
+    check_objective(objective, method, stop_at_label)
     objective.check_length(method.prompt_length)
     init = _written(config, models)
     if init:
@@ -96,10 +100,10 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter,
         init = objective.vocabulary.decode([random_prompt(Guide(objective), length, generator)])[0]
     options = {
         "refine": refine,
-        "steps": None if config["steps"] is None else _whole_number(config["steps"], "steps"),
+        "steps": steps,
         "init": init,
-        "stop_loss": None if config["stop_loss"] is None else _number(config["stop_loss"], "stop_loss"),
-        "stop_at_label": _truth(config["stop_at_label"], "stop_at_label"),
+        "stop_loss": stop_loss,
+        "stop_at_label": stop_at_label,
         "generator": generator,
     }
     return Run(objective, method, strategy, options)
@@ -112,6 +116,12 @@ def _method(config: Config, models: Models) -> Method:
         count = _whole_number(options.pop("search_width"), "method.search_width", at_least=1)
         options["texts"] = _captions(config, count, models)
     return _options(METHODS, options, "method")
+
+
+def _refine(config: Config) -> Method:
+    """The method that goes on from the first one's best prompt, so that it needs no length of its own."""
+    with _naming("refine"):
+        return _options(METHODS, {**config, "prompt_length": None}, "refine")
 
 
 def _strategy(config: Config, method: Method) -> Strategy:

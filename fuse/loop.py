@@ -11,6 +11,7 @@ import torch
 from fuse.errors import FuseError
 from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
+from fuse.models import CausalLM
 from fuse.objective import Guide, Objective
 from fuse.strategies import Beam, Strategy, name_of
 from fuse.types import Evaluation, Ids, Result, Step
@@ -23,6 +24,16 @@ def check_combination(method: Method, strategy: Strategy) -> None:
     if method.greedy_only and strategy != Beam(1):
         name = NAME_OF.get(type(method), type(method).__name__)
         raise FuseError(f"strategy={name_of(strategy)}: method={name} follows a prompt of its own; give strategy=greedy")
+
+
+def check_objective(objective: Objective, method: Method, stop_at_label: bool = False) -> None:
+    """Raises FuseError where a method asks the primary for what it cannot tell, or a label is waited for that is not there."""
+    model = objective.primary.model
+    if method.reads_predictions and not isinstance(model, CausalLM):
+        name = NAME_OF.get(type(method), type(method).__name__)
+        raise FuseError(f"method={name}: it reads next-token probabilities, and primary is a {type(model).__name__}; use a causal LM")
+    if stop_at_label and not objective.elicits:
+        raise FuseError("stop_at_label=true: there is no label; give label=TEXT and primary.loss=cross_entropy")
 
 
 def search(
@@ -58,18 +69,17 @@ def search(
         FuseError: a starting text or a length that some model cannot take; a method that does not go with the strategy;
             `stop_at_label` without a label.
     """
-    if stop_at_label and not objective.elicits:
-        raise FuseError("stop_at_label=true: there is no label; give label=TEXT and primary.loss=cross_entropy")
     parts = [(method, strategy or Beam(method.beam_width))] + ([] if refine is None else [(refine, Beam(refine.beam_width))])
     for part in parts:
         check_combination(*part)
+        check_objective(objective, part[0], stop_at_label)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     run = _Search(objective, generator, on_step)
     left = sum(one.steps for one, _ in parts) if steps is None else steps
 
     start = objective.spell(init) if init else ()
-    for one, its_strategy in parts:
-        own = left if one is parts[-1][0] else min(one.steps, left)
+    for number, (one, its_strategy) in enumerate(parts):
+        own = left if number == len(parts) - 1 else min(one.steps, left)
         left -= run.follow(one, its_strategy, start, own, stop_loss, stop_at_label)
         start = run.best[1] or start
         if run.stopped:
@@ -96,6 +106,9 @@ class _Search:
         """Up to so many steps of one method from a start; how many were made."""
         method_state, beam = method.init(self.guide, start, self.generator)
         strategy_state, beam = strategy.select(strategy.init(), self._start(beam), method.buffer_size)[0], beam
+        self.stopped = self._reached(stop_loss, stop_at_label)
+        if self.stopped:
+            return 0
         number = 0
         for number in range(1, steps + 1):
             method_state, candidates = method.propose(method_state, beam, self.guide, self.generator)
@@ -107,12 +120,16 @@ class _Search:
             strategy_state, beam = strategy.select(strategy_state, scored, method.buffer_size)
             if scored:
                 self._record(method, evaluation, candidates.ids)
-                loss, ids = self.best
-                self.stopped = (stop_loss is not None and loss <= stop_loss) or (stop_at_label and self.objective.says_label([ids])[0])
+                self.stopped = self._reached(stop_loss, stop_at_label)
                 if self.stopped:
                     break
         self.found += [ids for ids in method.found(method_state) if ids not in self.found]
         return number
+
+    def _reached(self, stop_loss: float | None, stop_at_label: bool) -> bool:
+        """Whether the best prompt is good enough to end the search."""
+        loss, ids = self.best
+        return bool(ids) and ((stop_loss is not None and loss <= stop_loss) or (stop_at_label and self.objective.says_label([ids])[0]))
 
     def _start(self, beam: Sequence[Ids]) -> list[tuple[float, Ids]]:
         """The first beam as scored entries, which compete with all that follow."""
@@ -152,7 +169,7 @@ class _Search:
         vocabulary = self.objective.vocabulary
         prompt = vocabulary.decode([self.best[1]])[0]
         loss, terms = self.objective.evaluate_text(prompt)
-        counts = Counter(token for ids in self.found for token in ids)
+        counts = Counter(vocabulary.token_texts[token].strip() for ids in self.found for token in ids)
         return Result(
             prompt=prompt,
             free_ids=self.best[1],
@@ -163,6 +180,6 @@ class _Search:
             evaluations=self.objective.evaluations - self.scored_before,
             seconds=time.perf_counter() - self.began,
             found=tuple(vocabulary.decode(self.found)),
-            token_counts={vocabulary.decode([(token,)])[0]: count for token, count in counts.most_common()},
+            token_counts=dict(counts.most_common()),
             trace=tuple(self.trace),
         )

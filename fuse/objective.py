@@ -242,7 +242,9 @@ class Guide:
         self.longest = objective.primary.room
         self.valid = objective.valid
         self.spelled = objective.spelled
-        self.label_ids = objective.vocabulary.encode([objective.primary.loss.label])[0][0]
+        self.constraints = objective.constraints
+        read = objective.primary.encode(["a"])[0]
+        self.label_ids = read.ids[slice(*read.label)]
         self.says_label = objective.says_label
         self.check_length = objective.check_length
 
@@ -276,7 +278,10 @@ class Guide:
             found = torch.zeros_like(total)
             for term in self._objective.terms.values():
                 if term.weight and term.adapter is not None:
-                    found += term.weight * term.adapter.token_scores(rows, positions, term, point).to(total.device)
+                    kept = self._readable(rows, term)
+                    if kept:
+                        scores = term.adapter.token_scores([rows[i] for i in kept], [positions[i] for i in kept], term, point)
+                        found[kept] += term.weight * scores.to(total)
                 elif term.weight:
                     found += term.weight * term.token_gradient(rows, positions, point)
             total += found if len(linearise) == 1 else standardised(found, self.allowed)
@@ -285,15 +290,22 @@ class Guide:
     def embedding_gradient(self, embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         """Gradient of the objective by continuous prompts; models with other tokens read the nearest tokens' text."""
         rows = [tuple(row) for row in self.vocabulary.nearest(embeddings, self.allowed).tolist()]
-        places = [(row, position) for row in rows for position in range(len(row))]
         total = torch.zeros_like(embeddings, dtype=torch.float32)
         for term in self._objective.terms.values():
             if term.weight and term.adapter is not None:
-                found = term.adapter.embedding_gradient([row for row, _ in places], [position for _, position in places], term)
-                total += term.weight * found.reshape(total.shape).to(total)
+                kept = self._readable(rows, term)
+                places = [(rows[i], position) for i in kept for position in range(len(rows[i]))]
+                if kept:
+                    found = term.adapter.embedding_gradient([row for row, _ in places], [position for _, position in places], term)
+                    total[kept] += term.weight * found.reshape(total[kept].shape).to(total)
             elif term.weight:
                 total += term.weight * term.embedding_gradient(rows, embeddings)
         return total
+
+    def _readable(self, rows: Sequence[Ids], term: Term) -> list[int]:
+        """Which rows have room in a secondary's context; the others, whose candidates are refused anyway, get no say of it."""
+        encoded = term.encode(self.vocabulary.decode(rows))
+        return [i for i, e in enumerate(encoded) if len(e.ids) <= term.vocabulary.max_length]
 
     def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
         """The primary's log p(next token) after each row.

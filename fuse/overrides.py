@@ -84,6 +84,13 @@ def _keys() -> list[str]:
             group.append(path.stem)
         if group == ["experiment"]:
             continue
-        names = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        keys += [".".join([*group, name]) for name in names if name != "defaults"]
+        keys += [".".join([*group, name]) for name in _names(path)]
     return list(dict.fromkeys(keys))
+
+
+def _names(path: Path) -> list[str]:
+    """The keys of a configuration file, and of those that it takes in."""
+    text = path.read_text(encoding="utf-8")
+    inner = [CONF / f"{name}.yaml" for name in re.findall(r"^  - /(\S+)@_here_", text, flags=re.MULTILINE)]
+    names = [name for name in re.findall(r"^(\w+):", text, flags=re.MULTILINE) if name != "defaults"]
+    return names + [name for file in inner for name in _names(file)]

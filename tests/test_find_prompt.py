@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import REALBED, ROOT
+from test_contracts import PAIRS
 
 
 def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -40,8 +42,9 @@ def test_captions_the_house(tmp_path: Path) -> None:
     assert set(result["terms"]) == {"primary", "demo_clip"}
     assert result["loss"] < result["initial_loss"] < math.inf
     assert (result["method"], result["strategy"]) == ("autodan", "beam")
+    assert result["prompt"].endswith(".")  # ends where the language model holds the end of text for likelier
     assert [step["step"] for step in trace] == list(range(1, len(trace) + 1))
-    assert set(trace[0]) == {"step", "loss", "best_loss", "prompt", "free_ids", "terms", "evaluations", "seconds"}
+    assert set(trace[0]) == {"step", "method", "loss", "best_loss", "prompt", "free_ids", "terms", "evaluations", "seconds"}
     assert min(step["loss"] for step in trace) == pytest.approx(result["loss"], abs=1e-4)
 
 
@@ -88,6 +91,68 @@ def test_elicits_a_label(tmp_path: Path) -> None:
     assert result["loss"] < result["initial_loss"]
 
 
+def test_embedding_collects_prompts_that_elicit_the_label(tmp_path: Path) -> None:
+    """A label is enough: the loss becomes cross_entropy, and no picture is looked at."""
+    run(tmp_path, "method=embedding", "primary=demo", "label=the", "steps=20")
+    result, _ = read(tmp_path)
+    assert set(result["terms"]) == {"primary"}
+    assert len(set(result["found"])) == len(result["found"]) > 0
+    assert sum(result["token_counts"].values()) > 0
+
+
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("boat.png", "cat.png"):
+        shutil.copy(ROOT / "images" / name, folder)
+    (folder / "broken.png").write_text("no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    done = run(tmp_path / "out", f"image={folder}", "steps=1", code=2)
+    assert [line for line in done.stderr.splitlines() if "error" in line and "broken.png" in line]
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("result.json")) == ["boat.png", "cat.png"]
+    assert read(tmp_path / "out" / "cat.png")[0]["image"].endswith("cat.png")
+
+
+def test_begins_with_the_captioners_sentence_and_refines_it(tmp_path: Path) -> None:
+    run(tmp_path / "caption", "method=caption")
+    caption = read(tmp_path / "caption")[0]
+    assert {"red", "house", "snow"} <= set(caption["prompt"].lower().replace(".", "").split())
+    run(tmp_path / "init", "init=caption", "method=gcg", "steps=2")
+    started = read(tmp_path / "init")[0]
+    assert started["initial_loss"] == pytest.approx(caption["loss"], abs=1e-4)
+    assert started["loss"] <= started["initial_loss"] + 1e-4
+    run(tmp_path / "refine", "method=caption", "refine=random", "steps=3")
+    result, trace = read(tmp_path / "refine")
+    assert [step["method"] for step in trace] == ["caption", "random", "random"]
+    assert result["loss"] <= caption["loss"] + 1e-4
+
+
+@pytest.mark.parametrize(("method", "strategy"), PAIRS)
+def test_every_combination_improves_on_its_start(tmp_path: Path, method: str, strategy: str) -> None:
+    small = {"autodan": "method.search_width=64", "gcg": "method.search_width=32", "random": "method.search_width=32"}
+    arguments = [f"method={method}", f"strategy={strategy}", "steps=6", "secondary=[demo_clip]", *filter(None, [small.get(method)])]
+    run(tmp_path, *arguments, "image=images/house.png")
+    result, _ = read(tmp_path)
+    assert result["loss"] < result["initial_loss"]
+    assert result["strategy"] == strategy
+
+
+@pytest.mark.parametrize("primary", ["demo_clip", "demo_open_clip"])
+def test_a_clip_as_primary_needs_no_adapter(tmp_path: Path, primary: str) -> None:
+    run(tmp_path, f"primary={primary}", "method=pez", "steps=30", f"adapter.cache_dir={tmp_path / 'cache'}")
+    result, _ = read(tmp_path)
+    assert set(result["terms"]) == {"primary"}
+    assert result["loss"] < result["initial_loss"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_constraints_are_obeyed(tmp_path: Path) -> None:
+    run(tmp_path, "constraints.block=[house]", "constraints.words=true", "steps=5", "method.search_width=64")
+    words = read(tmp_path)[0]["prompt"].split()
+    assert "house" not in [word.lower() for word in words]
+    assert all(word.isalpha() for word in words)
+
+
 def test_a_bad_job_does_not_stop_the_others_of_a_sweep(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "image=missing.png,images/house.png", "steps=1", f"hydra.sweep.dir={tmp_path}", code=2)
     assert "image=missing.png" in done.stderr
@@ -128,6 +193,22 @@ MISTAKES = {
     "not a sentence encoder": (
         ["secondary=[sentence]", "target=snow", "secondary.sentence.model_id=fuse/demo"],
         ["secondary.sentence.model_id"],
+    ),
+    "no label to stop at": (["stop_at_label=true"], ["stop_at_label=true", "label=TEXT"]),
+    "unknown class": (
+        ["secondary=[demo_clip,demo_mood]", "secondary.demo_mood.target=gloomie"],
+        ["secondary.demo_mood.target=gloomie", "did you mean gloomy"],
+    ),
+    "greedy only": (["method=pez", "strategy=beam"], ["strategy=beam", "method=pez", "strategy=greedy"]),
+    "forbidden start": (["init=A red house", "constraints.block=[house]"], ["init=", "constraints"]),
+    "no token left": (["constraints.allow=[]", "constraints.words=true", "constraints.block=7"], ["constraints.block=7", "list"]),
+    "unknown move": (["method=gcg", "method.moves=[swop]"], ["method.moves", "swap, insert, delete"]),
+    "unknown point": (["method=gcg", "method.linearise=[there]"], ["method.linearise", "current, mask, mean"]),
+    "empty folder": (["image=conf"], ["image=conf", "without pictures"]),
+    "no next token": (["primary=demo_clip", "method=autodan"], ["causal LM"]),
+    "architecture without weights": (
+        ["secondary=[open_clip]", "secondary.open_clip.pretrained=null"],
+        ["secondary.open_clip", "pretrained"],
     ),
     "bad dtype": (["dtype=float23"], ["dtype=float23", "did you mean float"]),
 }

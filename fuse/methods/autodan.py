@@ -24,11 +24,12 @@ class AutoDAN(Method):
     A next token v is ranked by -z(g_v) + `logit_weight` x log p(v | prompt) - `frequency_penalty` x (how often the prompt
     holds v): g is the objective's gradient at the place that is to be filled, with the models reading there what
     `linearise` names, standardised over the allowed tokens (z), so that one weight serves all objectives; p is the
-    primary's prediction. In all `search_width` continuations are scored, as many for every row of the beam: the best by
+    primary's prediction. In all `search_width` continuations are scored, as many for every row of the beam, one at least: the best by
     rank at `temperature` 0, else drawn from softmax(rank / temperature), cut to its likeliest part of mass `top_p`.
     A row ends where the primary holds the end of text for likelier than any allowed token; the search, where all end.
     """
 
+    reads_predictions: ClassVar[bool] = True
     beam_width: ClassVar[int] = 16
     search_width: int = 256
     logit_weight: float = 1.0
@@ -49,24 +50,21 @@ class AutoDAN(Method):
     def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, Candidates | None]:
         if not beam:
             return None, None
-        beam = [row for row in beam if len(row) < guide.longest]
-        if not beam:
+        growing = [parent for parent, row in enumerate(beam) if len(row) < guide.longest]
+        log_probs = guide.next_token_log_probs([beam[parent] for parent in growing]) if growing else torch.zeros(0, len(guide.vocabulary))
+        going_on = log_probs.masked_fill(~guide.allowed.to(log_probs.device), -torch.inf).amax(-1)
+        ended = (log_probs[:, guide.end_of_text] > going_on[:, None]).any(-1).tolist()
+        kept = [i for i, parent in enumerate(growing) if not (beam[parent] and ended[i])]
+        if not kept:
             return None, as_candidates([])
-        log_probs = guide.next_token_log_probs(beam)
-        if self.logit_weight:
-            going_on = log_probs.masked_fill(~guide.allowed, -torch.inf).amax(-1)
-            ended = (log_probs[:, guide.end_of_text] > going_on[:, None]).any(-1).tolist()
-            kept = [i for i, row in enumerate(beam) if not (row and ended[i])]
-            beam, log_probs = [beam[i] for i in kept], log_probs[kept]
-            if not beam:
-                return None, as_candidates([])
-        ranking = self._rank(beam, log_probs, guide)
-        width = max(1, self.search_width // len(beam))
+        growing = [growing[i] for i in kept]
+        ranking = self._rank([beam[parent] for parent in growing], log_probs[kept], guide)
+        width = max(1, self.search_width // len(growing))
         tokens = self._draw(ranking, min(4 * width, int(guide.allowed.sum())), generator)
         proposals = []
-        for parent, row in enumerate(beam):
-            continued = ((parent, len(row), (*row, token)) for token in tokens[parent])
-            proposals += first_valid(continued, guide, width)
+        for parent, continuations in zip(growing, tokens, strict=True):
+            row = beam[parent]
+            proposals += first_valid([(parent, len(row), (*row, token)) for token in continuations], guide, width)
         return None, as_candidates(proposals)
 
     def _rank(self, beam: Sequence[Ids], log_probs: Float[Tensor, "b v"], guide: Guide) -> Float[Tensor, "b v"]:

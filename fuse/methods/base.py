@@ -25,6 +25,8 @@ class Method(ABC):
 
     greedy_only: ClassVar[bool] = False
     """Whether the method follows a state of its own, so that no strategy but greedy search means anything."""
+    reads_predictions: ClassVar[bool] = False
+    """Whether the method asks the primary for its next token, so that it has to be a causal LM."""
     beam_width: ClassVar[int] = 1
     """The width of beam search that suits the method where nothing else is said; 1 is greedy search."""
     steps: int
@@ -86,14 +88,20 @@ def random_prompt(guide: Guide, length: int, generator: torch.Generator) -> Ids:
         rows = [(*prompt, token) for token in drawn]
         fitting = next((row for row, ok in zip(rows, guide.valid(rows), strict=True) if ok), None)
         if fitting is None:
-            raise FuseError(f"prompt_length={length}: no text of more than {len(prompt)} tokens fits every model; choose fewer")
+            raise FuseError(
+                f"prompt_length={length}: found no text of more than {len(prompt)} tokens that fits every model and {guide.constraints}; "
+                "choose fewer, allow more, or give a prefix"
+            )
         prompt = fitting
     return prompt
 
 
 def first_valid(proposals: Iterable[tuple[int, int, Ids]], guide: Guide, count: int) -> list[tuple[int, int, Ids]]:
     """The first `count` different proposals (parent, first_change, ids), in order, that the guide takes as valid."""
-    distinct = list({proposal[2]: proposal for proposal in reversed(list(proposals))}.values())[::-1]
+    first: dict[Ids, tuple[int, int, Ids]] = {}
+    for proposal in proposals:
+        first.setdefault(proposal[2], proposal)
+    distinct = list(first.values())
     kept: list[tuple[int, int, Ids]] = []
     while distinct and len(kept) < count:
         asked, distinct = distinct[: count - len(kept)], distinct[count - len(kept) :]

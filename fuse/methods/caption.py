@@ -28,5 +28,5 @@ class Caption(Method):
             return state, None
         rows = [row for row in guide.spelled(self.texts) if row is not None]
         if not rows:
-            raise FuseError(f"method=caption: no model can take what the captioner says ({self.texts[0]!r}); choose another captioner")
+            raise FuseError(f"method=caption: no model can take what the captioner says ({list(self.texts)}); choose another captioner")
         return 1, as_candidates([(0, 0, row) for row in dict.fromkeys(rows)])

@@ -58,4 +58,4 @@ class GCG(Edits):
         lines: dict[tuple[str, int, int], list[int]] = {}
         for line, place in enumerate(places):
             lines.setdefault(place, []).append(line)
-        return {place: mixed[of].mean(0) for place, of in lines.items()}, mixed
+        return {**state, **{place: mixed[of].mean(0) for place, of in lines.items()}}, mixed

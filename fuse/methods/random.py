@@ -19,7 +19,7 @@ class Random(Edits):
     """A site takes a token from a ball around its present one.
 
     `search_ball` L0: any allowed token. L2: the `top_k` allowed tokens whose embeddings are the nearest to the present
-    one's (to that of the token before, at an insertion).
+    one's (to that of a neighbour, at an insertion).
     """
 
     search_ball: str = "L0"
@@ -34,7 +34,12 @@ class Random(Edits):
         tokens = guide.allowed.nonzero().flatten()
         if self.search_ball == "L0":
             return state, tokens.expand(len(sites), -1)
-        present = torch.tensor([site.row[max(0, site.position - (site.move == "insert"))] for site in sites], device=tokens.device)
+        present = torch.tensor([self._present(site) for site in sites], device=tokens.device)
         distance = torch.cdist(guide.vocabulary.embedding[present].float(), guide.vocabulary.embedding[tokens].float())
         distance[present[:, None] == tokens] = torch.inf  # itself is no change
-        return state, tokens[distance.topk(min(self.top_k, len(tokens)), largest=False).indices]
+        return state, tokens[distance.topk(min(self.top_k, max(1, len(tokens) - 1)), largest=False).indices]
+
+    def _present(self, site: Site) -> int:
+        """The token around which a site's ball lies."""
+        neighbour = site.position - 1 if site.position else 1
+        return site.row[neighbour if site.move == "insert" else site.position]
