@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +20,6 @@ POINTS = ("current", "mask", "mean")
 
 Span = tuple[int, int]
 """Where a piece of text begins and ends, in characters or in tokens."""
-
-
-def word_spans(text: str) -> list[Span]:
-    """The character spans of the whitespace-separated words."""
-    return [match.span() for match in re.finditer(r"\S+", text)]
 
 
 class Vocabulary:
@@ -77,20 +71,18 @@ class Vocabulary:
         # An empty list would be taken as one empty row
         return self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False) if rows else []
 
-    def word_of_token(self, row: Ids) -> list[int]:
-        """For each token the index of the whitespace word that it helps to spell, in the row's decoded text.
-
-        A token of white space alone belongs to the word that follows it.
-        """
+    def token_spans(self, row: Ids) -> list[Span]:
+        """The characters of the row's prompt that each token spells, without white space at their ends."""
         prefixes = self._raw_decode([row[: i + 1] for i in range(len(row))])
         if not prefixes:
             return []
+        prompt = prefixes[-1].strip()
         indent = len(prefixes[-1]) - len(prefixes[-1].lstrip())
-        ends = [len(prefix) - indent for prefix in prefixes]
+        ends = [min(max(len(prefix.rstrip()) - indent, 0), len(prompt)) for prefix in prefixes]
         for i in reversed(range(len(ends) - 1)):
             ends[i] = min(ends[i], ends[i + 1])  # the first bytes of a character may decode to several stand-ins
-        words = word_spans(prefixes[-1].strip())
-        return [next((w for w, (_, end) in enumerate(words) if e <= end), max(len(words) - 1, 0)) for e in ends]
+        starts = [end + len(prompt[end:]) - len(prompt[end:].lstrip()) for end in [0, *ends[:-1]]]
+        return [(min(start, end), end) for start, end in zip(starts, ends, strict=True)]
 
     @cached_property
     def token_texts(self) -> list[str]:

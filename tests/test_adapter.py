@@ -17,6 +17,7 @@ from fuse.adapter.cache import load_or_fit
 from fuse.adapter.corpus import corpus_words
 from fuse.adapter.fidelity import fidelity
 from fuse.tproduct import tproduct
+from fuse.vocabulary import Template
 
 LETTERS = 4
 
@@ -102,7 +103,7 @@ def test_lexical_judges_a_token_inside_a_word_by_the_word_it_would_spell(clip: f
     term = fuse.Term(clip, fuse.CosineDistance(house))
     rows = [lm.vocabulary.encode(["a firehouse"])[0][0]]
     position = len(rows[0]) - 1
-    assert lm.vocabulary.word_of_token(rows[0])[-2:] == [1, 1], "the word should have several tokens"
+    assert lm.vocabulary.token_spans(rows[0])[1][1] < len("a firehouse"), "the word should have several tokens"
     asked: list[str] = []
     original = adapter._matrix
 
@@ -116,6 +117,16 @@ def test_lexical_judges_a_token_inside_a_word_by_the_word_it_would_spell(clip: f
     own = adapter._build_matrix(asked[0], "").to_dense()[rows[0][-1]]
     pieces = clip.vocabulary.encode(["firehouse"])[0][0]
     assert own.nonzero().flatten().tolist() == sorted(set(pieces))
+
+
+def test_signs_are_no_part_of_the_word_that_they_touch(lm: fuse.CausalLM, clip: fuse.CLIP) -> None:
+    row = lm.vocabulary.encode(["a red house, a boat."])[0][0]
+    encoded = Template().encode(clip.vocabulary, ["a red house, a boat."])[0]
+    words = words_at(lm.vocabulary, [row] * len(row), range(len(row)), [encoded] * len(row))
+    spelled = [clip.vocabulary.decode([encoded.ids[slice(*word.target)]])[0] for word in words]
+    assert spelled == ["a", "red", "house", ",", "a", "boat", "."]
+    assert not any(word.left or word.right for word in words)
+    assert [word.source for word in words] == [(i, i + 1) for i in range(len(row))]
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -59,3 +59,13 @@ def test_pictures_are_read_as_a_person_sees_them(tmp_path: Path) -> None:
     assert fuse.open_image(tmp_path / "turned.png").size == (4, 2)
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert fuse.open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_next_tokens_of_rows_that_begin_one_another_are_those_of_each_alone(lm: fuse.CausalLM) -> None:
+    guide = Guide(fuse.Objective(fuse.Term(lm, fuse.NLL())))
+    row = lm.vocabulary.encode(["A red house in the snow"])[0][0]
+    other = lm.vocabulary.encode(["A blue cup"])[0][0]
+    rows = [row[:2], other, row, (), row[:2], other[:1], row[:4]]
+    together = guide.next_token_log_probs(rows)
+    alone = torch.cat([guide.next_token_log_probs([one]) for one in rows])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)

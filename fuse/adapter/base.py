@@ -6,6 +6,7 @@ which tensors it keeps on disk.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuse.types import Ids
-from fuse.vocabulary import Encoded, Span, Vocabulary, word_spans
+from fuse.vocabulary import Encoded, Span, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,15 @@ class Adapter(ABC):
         return self.source.as_embedding_gradient(self.token_scores(rows, positions, target, point))
 
 
+WORD_END, WORD_START = re.compile(r"[^\W_]*$"), re.compile(r"[^\W_]*")
+"""Letters and digits, at the end and at the beginning of a text."""
+
+
 @dataclass(frozen=True)
 class Word:
-    """The whitespace word that a free token helps to spell, on both sides."""
+    """The word that a free token helps to spell, on both sides: the run of letters and digits around it, without the signs
+    that touch it; a token that is a sign is a word of its own.
+    """
 
     source: Span
     """Its tokens among the row's free tokens."""
@@ -107,17 +114,19 @@ def words_at(source: Vocabulary, rows: Sequence[Ids], positions: Sequence[int], 
     """The word at each row's position; `encoded` is what the secondary reads for the rows."""
     words = []
     for row, position, target in zip(rows, positions, encoded, strict=True):
-        prompt, owner = source.decode([row])[0], source.word_of_token(row)
-        spans, word = word_spans(prompt), owner[position]
-        tokens = [i for i, w in enumerate(owner) if w == word]
-        first, last = spans[word] if spans else (0, 0)
-        cuts = [len(text) for text in source.decode([row[:position], row[: position + 1]])]
+        prompt, spans = source.decode([row])[0], source.token_spans(row)
+        start, end = spans[position]
+        continues = start == end or prompt[end - 1].isalnum()
+        left = WORD_END.search(prompt[:start])[0] if prompt[start : start + 1].isalnum() else ""  # type: ignore[index]
+        right = WORD_START.match(prompt[end:])[0] if continues else ""  # type: ignore[index]
+        first, last = start - len(left), end + len(right)
+        tokens = [i for i, (a, b) in enumerate(spans) if (a < last and b > first and a < b) or i == position]
         words.append(
             Word(
                 source=(tokens[0], tokens[-1] + 1),
                 target=target.word((first, last)),
-                left=prompt[first : max(first, cuts[0])],
-                right=prompt[min(last, cuts[1]) : last],
+                left=left,
+                right=right,
             )
         )
     return words

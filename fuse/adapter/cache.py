@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Key = dict[str, object]
 """Everything that the fitted tensors depend on."""
 
-FORMAT = "2"
+FORMAT = "3"
 """Changes whenever a fit of the same inputs would give other tensors."""
 
 

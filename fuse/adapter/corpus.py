@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -33,7 +34,7 @@ def corpus_fingerprint(corpus: str) -> str:
 
 
 def corpus_words(corpus: str) -> list[str] | None:
-    """Each whitespace word of the corpus once, the most frequent first; None, with a warning, where it is out of reach.
+    """Each word of the corpus, a run of letters and digits, once, the most frequent first; None, with a warning, where it is out of reach.
 
     `corpus` is a text file, or a `datasets` id with a `text` column, its configuration after a colon ("id:config").
 
@@ -54,7 +55,7 @@ def corpus_words(corpus: str) -> list[str] | None:
                 "adapter.corpus=%s cannot be reached (%s); using the words of both vocabularies instead", corpus, type(error).__name__
             )
             return None
-    counts = Counter(word for line in lines for word in line.split())
+    counts = Counter(word for line in lines for word in re.findall(r"[^\W_]+", line))
     if not counts:
         raise FuseError(f"adapter.corpus={corpus}: holds no words; give a text file with some")
     return sorted(counts, key=lambda word: (-counts[word], word))

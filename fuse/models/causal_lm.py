@@ -125,5 +125,13 @@ class CausalLM(Model):
         lengths = inputs.mask.sum(1)
         if not lengths.all():
             raise FuseError("primary.prefix='': this model has no start token, so that an empty text has no next one; give a prefix")
-        logits = self.network(input_ids=inputs.ids, attention_mask=inputs.mask.long(), use_cache=False).logits
-        return logits[torch.arange(len(lengths), device=lengths.device), lengths - 1].float().log_softmax(-1)
+        rows = [tuple(ids[:length]) for ids, length in zip(inputs.ids.tolist(), lengths.tolist(), strict=True)]
+        # A row that begins another one is read off the other's pass
+        whole = sorted(set(rows), key=len, reverse=True)
+        owner = {row: next(longer for longer in whole if longer[: len(row)] == row) for row in whole}
+        run = [rows.index(row) for row in dict.fromkeys(owner.values())]
+        line = {rows[i]: number for number, i in enumerate(run)}
+        keep, column = (lengths - 1).unique(return_inverse=True)
+        ids, mask = inputs.ids[run], inputs.mask[run].long()
+        logits = self.network(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
+        return logits[[line[owner[row]] for row in rows], column].float().log_softmax(-1)
