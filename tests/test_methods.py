@@ -537,7 +537,7 @@ def test_autodans_search_ends_where_all_rows_have_ended(lm: fuse.CausalLM) -> No
 
 
 def test_autodan_needs_a_model_that_predicts(clip: fuse.CLIP, house: torch.Tensor) -> None:
-    with pytest.raises(fuse.FuseError, match=r"primary=CLIP.*causal LM"):
+    with pytest.raises(fuse.FuseError, match=r"method=autodan.*primary is a CLIP.*causal LM"):
         fuse.search(fuse.Objective(fuse.Term(clip, fuse.CosineDistance(house))), fuse.AutoDAN(), fuse.Beam(1))
 
 

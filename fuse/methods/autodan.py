@@ -29,14 +29,13 @@ class AutoDAN(Method):
     A row ends where the primary holds the end of text for likelier than any allowed token; the search, where all end.
     """
 
-    reads_predictions: ClassVar[bool] = True
     beam_width: ClassVar[int] = 16
     search_width: int = 256
     logit_weight: float = 1.0
     temperature: float = 0.0
     top_p: float = 1.0
     frequency_penalty: float = 0.0
-    linearise: Sequence[str] = ("mean",)
+    linearise: Sequence[str] = ("current",)
     prompt_length: int = 0
     steps: int = 16
 
@@ -46,6 +45,10 @@ class AutoDAN(Method):
         require_choices(self, "linearise", POINTS)
         if not 0 < self.top_p <= 1:
             raise FuseError(f"method.top_p={self.top_p}: expected a number above 0, up to 1")
+
+    @property
+    def reads_predictions(self) -> bool:
+        return True
 
     def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, Candidates | None]:
         if not beam:

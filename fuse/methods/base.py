@@ -25,8 +25,6 @@ class Method(ABC):
 
     greedy_only: ClassVar[bool] = False
     """Whether the method follows a state of its own, so that no strategy but greedy search means anything."""
-    reads_predictions: ClassVar[bool] = False
-    """Whether the method asks the primary for its next token, so that it has to be a causal LM."""
     beam_width: ClassVar[int] = 1
     """The width of beam search that suits the method where nothing else is said; 1 is greedy search."""
     steps: int
@@ -35,6 +33,11 @@ class Method(ABC):
     """Free tokens of the first prompt."""
     buffer_size: int = 0
     """How many of the best earlier sequences compete again with a step's candidates; 0 where candidates grow."""
+
+    @property
+    def reads_predictions(self) -> bool:
+        """Whether the method asks the primary for its next token, so that it has to be a causal LM."""
+        return False
 
     def init(self, guide: Guide, start: Ids, generator: torch.Generator) -> tuple[Any, list[Ids]]:
         """The state and the beam before the first step; `start` is the tokens given by the user, empty for none."""

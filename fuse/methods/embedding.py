@@ -40,8 +40,11 @@ class Embedding(Continuous):
     """Minimises the objective + `distance_weight` x mean distance to the closest token + `diversity_weight` x
     -log(1 + unique / total), by AdamW with `lr` and `weight_decay`, on `search_width` prompts at once.
 
-    All distances are in units of the sphere's radius, the mean norm of the allowed embeddings. unique / total is the share
-    of different tokens, counted softly: a point counts 1 / (sum over all points of exp(-distance^2 / `BANDWIDTH`^2)).
+    Of the objective's gradient the share `straight_through` is taken at the nearest tokens, as PEZ does, the rest at the
+    continuous prompts: what descends for these alone often fails as tokens. `lr` is in units of the root mean square
+    coordinate of a point; distances are in units of the sphere's radius, the mean norm of the allowed embeddings.
+    unique / total is the share of different tokens, counted softly: a point counts 1 / (sum over all points of
+    exp(-distance^2 / `BANDWIDTH`^2)).
     Rows start from k-means centroids of the table (`start` kmeans), allowed tokens (random) or the tokens nearest to the
     label's (label); a row that succeeds starts anew.
     """
@@ -50,21 +53,25 @@ class Embedding(Continuous):
     start: str = "kmeans"
     distance_weight: float = 0.1
     diversity_weight: float = 0.1
-    lr: float = 0.1
+    straight_through: float = 0.5
+    lr: float = 1.0
     weight_decay: float = 0.0
     prompt_length: int = 6
-    steps: int = 200
+    steps: int = 300
 
     def __post_init__(self) -> None:
         require_positive(self, "search_width", "prompt_length")
         require_not_negative(self, "distance_weight", "diversity_weight")
         require_choices(self, "start", STARTS)
+        if not 0 <= self.straight_through <= 1:
+            raise FuseError(f"method.straight_through={self.straight_through}: expected a number from 0 to 1")
 
     def propose(self, state: State | None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[State, Candidates]:
         state = state or self._begin(beam[0], guide, generator)
         radius = _radius(guide)
-        gradient = guide.embedding_gradient(state.points) + self._regulariser_gradient(state.points, guide)
-        points, memory = self.descend(state.points, gradient, state.memory)
+        gradient = self._objective_gradient(state.points, guide) + self._regulariser_gradient(state.points, guide)
+        unit = radius / state.points.shape[-1] ** 0.5
+        points, memory = self.descend(state.points / unit, unit * gradient, state.memory)
         points = radius * normalize(points, dim=-1)
         spelled = guide.spelled(guide.vocabulary.decode(nearest_rows(points, guide)))
         rows = list(dict.fromkeys(row for row in spelled if row))
@@ -101,6 +108,12 @@ class Embedding(Continuous):
         """New rows from points of the pool, on the sphere."""
         drawn = torch.randint(len(pool), (rows, length), generator=generator).to(pool.device)
         return radius * normalize(pool[drawn], dim=-1)
+
+    def _objective_gradient(self, points: Float[Tensor, "b s d"], guide: Guide) -> Float[Tensor, "b s d"]:
+        """The objective's gradient, partly at the points and partly at the tokens nearest to them."""
+        nearest = guide.vocabulary.embedding[guide.vocabulary.nearest(points, guide.allowed)]
+        at = [(1 - self.straight_through, points), (self.straight_through, nearest.to(points))]
+        return sum((share * guide.embedding_gradient(where) for share, where in at if share), torch.zeros_like(points))
 
     def _regulariser_gradient(self, points: Float[Tensor, "b s d"], guide: Guide) -> Float[Tensor, "b s d"]:
         """The gradient of the method's own two terms."""

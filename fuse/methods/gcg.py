@@ -26,7 +26,8 @@ class GCG(Edits):
 
     `linearise` names what the models read at the site while the gradient is taken, as `Guide.token_gradient` has it.
     With a `logit_weight` w the shortlist is that of -z(gradient) + w x log p(token | what stands before the site), as in
-    AutoDAN: standardised over the allowed tokens (z), and p the primary's prediction. `momentum` m (arXiv 2405.01229) ranks by m x the gradients of earlier steps at this place + (1 - m) x this step's.
+    AutoDAN: standardised over the allowed tokens (z), and p the primary's prediction. `momentum` m (arXiv 2405.01229)
+    ranks by m x the gradients of earlier steps at this place + (1 - m) x this step's.
     """
 
     top_k: int = 64
@@ -41,6 +42,10 @@ class GCG(Edits):
         require_choices(self, "linearise", POINTS)
         if not 0 <= self.momentum < 1:
             raise FuseError(f"method.momentum={self.momentum}: expected 0 or more, and below 1")
+
+    @property
+    def reads_predictions(self) -> bool:
+        return self.logit_weight > 0
 
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> tuple[Any, Int[Tensor, "b k"]]:
         gradient = guide.token_gradient([site.row for site in sites], [site.position for site in sites], self.linearise)
