@@ -15,7 +15,7 @@ from runs import arguments, mean, show
 from torch.nn.functional import normalize
 
 import fuse
-from fuse.objective import Guide
+from fuse.guide import Guide
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from rich.table import Table  # noqa: E402
 
 import find_prompt  # noqa: E402, F401  (registers the resolvers of the configuration)
 from fuse import Result, console, search  # noqa: E402
-from fuse.build import Models, build  # noqa: E402
+from fuse.build import build  # noqa: E402
+from fuse.terms import Models  # noqa: E402
 
 Row = dict[str, Any]
 

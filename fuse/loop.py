@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fuse.errors import FuseError
+from fuse.guide import Guide
 from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.models import CausalLM
-from fuse.objective import Guide, Objective
+from fuse.objective import Objective
 from fuse.strategies import Beam, Strategy, name_of
 from fuse.types import Evaluation, Ids, Result, Step
 

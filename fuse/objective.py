@@ -1,14 +1,13 @@
-"""The weighted sum that a search minimises, and its read-only view for methods."""
+"""The weighted sum that a search minimises."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from fuse import scoring
@@ -18,7 +17,7 @@ from fuse.errors import FuseError
 from fuse.losses import Loss
 from fuse.models import CausalLM, Model
 from fuse.types import Evaluation, Ids, TermResult
-from fuse.vocabulary import Encoded, Template, Vocabulary, pad
+from fuse.vocabulary import Encoded, Template, Vocabulary
 
 PRIMARY = "primary"
 MEMO = 100_000
@@ -227,101 +226,3 @@ class Objective:
         accept = self.constraints.accept
         valid = [ok and accept(self.vocabulary, row, text) for ok, row, text in zip(valid, rows, prompts, strict=True)]
         return encoded, valid
-
-
-class Guide:
-    """What a method may see of an objective: gradients and likelihoods over the primary's tokens, and which are allowed."""
-
-    def __init__(self, objective: Objective) -> None:
-        for name, term in objective.secondaries.items():
-            if term.adapter is None and term.vocabulary is not objective.vocabulary:
-                raise FuseError(f"secondary.{name}.adapter=None: its tokens are not the primary's; give one, such as LexicalAdapter")
-        self._objective = objective
-        self.vocabulary = objective.vocabulary
-        self.allowed = objective.allowed
-        self.longest = objective.primary.room
-        self.valid = objective.valid
-        self.spelled = objective.spelled
-        self.constraints = objective.constraints
-        read = objective.primary.encode(["a"])[0]
-        self.label_ids = read.ids[slice(*read.label)]
-        self.says_label = objective.says_label
-        self.check_length = objective.check_length
-
-    @property
-    def end_of_text(self) -> list[int]:
-        """The primary's tokens that end a text; empty if there is none."""
-        end = self.vocabulary.tokenizer.eos_token_id
-        return [] if end is None else [int(end)]
-
-    @cached_property
-    def begins_word(self) -> Bool[Tensor, " v"]:
-        """The allowed tokens that begin a word of their own after another one; all, where none is so marked."""
-        begins = torch.tensor([text[:1].isspace() for text in self.vocabulary.token_texts], device=self.allowed.device)
-        return self.allowed & begins if (self.allowed & begins).any() else self.allowed
-
-    @cached_property
-    def filler(self) -> int:
-        """A token that stands for no word in particular: of those that begin a word, the nearest to the mean embedding."""
-        return int(self.vocabulary.nearest(self.vocabulary.mean_embedding, self.begins_word))
-
-    def token_gradient(
-        self, rows: Sequence[Ids], positions: Sequence[int], linearise: Sequence[str] = ("current",)
-    ) -> Float[Tensor, "b v"]:
-        """Gradient of the objective by the one-hot token at `positions[i]` of `rows[i]`, up to a constant a row.
-
-        `linearise` names what the models read at the place, as in `fuse.vocabulary.POINTS`; of several such points the
-        gradients are standardised over the allowed tokens, and summed.
-        """
-        total = self.vocabulary.embedding.new_zeros(len(rows), len(self.vocabulary), dtype=torch.float32)
-        for point in linearise:
-            found = torch.zeros_like(total)
-            for term in self._objective.terms.values():
-                if term.weight and term.adapter is not None:
-                    kept = self._readable(rows, term)
-                    if kept:
-                        scores = term.adapter.token_scores([rows[i] for i in kept], [positions[i] for i in kept], term, point)
-                        found[kept] += term.weight * scores.to(total)
-                elif term.weight:
-                    found += term.weight * term.token_gradient(rows, positions, point)
-            total += found if len(linearise) == 1 else standardised(found, self.allowed)
-        return total
-
-    def embedding_gradient(self, embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
-        """Gradient of the objective by continuous prompts; models with other tokens read the nearest tokens' text."""
-        rows = [tuple(row) for row in self.vocabulary.nearest(embeddings, self.allowed).tolist()]
-        total = torch.zeros_like(embeddings, dtype=torch.float32)
-        for term in self._objective.terms.values():
-            if term.weight and term.adapter is not None:
-                kept = self._readable(rows, term)
-                places = [(rows[i], position) for i in kept for position in range(len(rows[i]))]
-                if kept:
-                    found = term.adapter.embedding_gradient([row for row, _ in places], [position for _, position in places], term)
-                    total[kept] += term.weight * found.reshape(total[kept].shape).to(total)
-            elif term.weight:
-                total += term.weight * term.embedding_gradient(rows, embeddings)
-        return total
-
-    def _readable(self, rows: Sequence[Ids], term: Term) -> list[int]:
-        """Which rows have room in a secondary's context; the others, whose candidates are refused anyway, get no say of it."""
-        encoded = term.encode(self.vocabulary.decode(rows))
-        return [i for i, e in enumerate(encoded) if len(e.ids) <= term.vocabulary.max_length]
-
-    def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
-        """The primary's log p(next token) after each row.
-
-        Raises:
-            FuseError: the primary is no causal LM.
-        """
-        model = self._objective.primary.model
-        if not isinstance(model, CausalLM):
-            raise FuseError(f"primary={type(model).__name__}: this method reads next-token probabilities; use a causal LM")
-        contexts = [encoded.up_to_prompt() for encoded in self._objective.primary.around(rows)]
-        return model.next_token_log_probs(pad(contexts, model.device))
-
-
-def standardised(scores: Float[Tensor, "b v"], allowed: Bool[Tensor, " v"]) -> Float[Tensor, "b v"]:
-    """Each row with mean 0 and spread 1 over the allowed tokens; 0 where all are equal."""
-    kept = scores[:, allowed]
-    spread = kept.std(-1, keepdim=True)
-    return torch.where(spread > 0, (scores - kept.mean(-1, keepdim=True)) / spread, 0.0)

@@ -11,9 +11,9 @@ from conftest import ROOT
 
 import fuse
 from fuse.adapter import ADAPTERS
-from fuse.build import KINDS
 from fuse.methods import METHODS
 from fuse.strategies import STRATEGIES
+from fuse.terms import KINDS
 
 
 def entries(group: str) -> dict[str, dict]:

@@ -11,7 +11,7 @@ from conftest import ROOT
 # From the lowest layer to the highest; a module may import only from layers below its own, or its package's own base.
 LAYERS = [
     ["errors"],
-    ["types", "tproduct"],
+    ["types", "tproduct", "values"],
     ["vocabulary"],
     ["constraints"],
     ["models.base"],
@@ -23,11 +23,12 @@ LAYERS = [
     ["adapter"],
     ["scoring"],
     ["objective"],
+    ["guide"],
     ["methods.base", "strategies"],
     ["methods.continuous", "methods.edits"],
     [f"methods.{name}" for name in ("autodan", "caption", "embedding", "gcg", "pez", "random")],
     ["methods"],
-    ["loop"],
+    ["loop", "terms"],
     ["build"],
     ["console", "overrides"],
 ]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fuse
+from fuse.guide import Guide
 from fuse.methods import Method
-from fuse.objective import Guide
 from fuse.strategies import Strategy
 from fuse.types import Candidates, Ids, Step
 

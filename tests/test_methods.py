@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import fuse
+from fuse.guide import Guide
 from fuse.methods import METHODS, Method
 from fuse.methods import embedding as embedding_module
 from fuse.methods.base import first_valid, random_prompt
 from fuse.methods.edits import Site
-from fuse.objective import Guide
 from fuse.types import Candidates, Ids, Inputs
 
 TEXT = "A red house stands by the sea"

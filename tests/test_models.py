@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fuse
-from fuse.objective import Guide
+from fuse.guide import Guide
 from fuse.vocabulary import Vocabulary
 
 

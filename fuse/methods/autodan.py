@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuse.errors import FuseError
+from fuse.guide import Guide, standardised
 from fuse.methods.base import Method, as_candidates, first_valid, require_choices, require_not_negative, require_positive
-from fuse.objective import Guide, standardised
 from fuse.types import Candidates, Ids
 from fuse.vocabulary import POINTS
 

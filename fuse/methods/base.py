@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from fuse.errors import FuseError
-from fuse.objective import Guide
+from fuse.guide import Guide
 from fuse.types import Candidates, Ids
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from fuse.errors import FuseError
+from fuse.guide import Guide
 from fuse.methods.base import Method, as_candidates
-from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fuse.guide import Guide
 from fuse.methods.base import Method
-from fuse.objective import Guide
 from fuse.types import Ids
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fuse.guide import Guide
 from fuse.methods.base import Method, as_candidates, first_valid, require_choices, require_not_negative, require_positive
-from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
 MOVES = ("swap", "insert", "delete")

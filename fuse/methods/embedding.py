@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
+from fuse.guide import Guide
 from fuse.methods.base import as_candidates, require_choices, require_not_negative, require_positive
 from fuse.methods.continuous import Continuous, nearest_rows
-from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
 CENTROIDS = 256

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fuse.errors import FuseError
+from fuse.guide import Guide, standardised
 from fuse.methods.base import require_choices, require_not_negative, require_positive
 from fuse.methods.edits import Edits, Site
-from fuse.objective import Guide, standardised
 from fuse.vocabulary import POINTS
 
 Momentum = dict[tuple[str, int, int], Float[Tensor, " v"]]

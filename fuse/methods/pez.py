@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from fuse.guide import Guide
 from fuse.methods.base import as_candidates, require_positive
 from fuse.methods.continuous import Continuous, nearest_rows, spellable
-from fuse.objective import Guide
 from fuse.types import Candidates, Ids
 
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fuse.guide import Guide
 from fuse.methods.base import require_choices, require_positive
 from fuse.methods.edits import Edits, Site
-from fuse.objective import Guide
 
 
 @dataclass(frozen=True)
