@@ -36,12 +36,13 @@ def main() -> None:
     options = arguments(
         __doc__,
         trials={"type": int, "default": 30},
+        point={"default": "mean", "help": "what the secondary reads at the place: current, mask or mean (default)"},
         model={"help": "hub id or folder of a primary for the pair with MiniLM"},
         captions={"type": Path, "help": "text file; the last 1000 lines are the trials, the others the corpus"},
     )
     lm = fuse.CausalLM.load(str(ROOT / "fuse/demo/lm"))
     clip = fuse.CLIP.load(str(ROOT / "fuse/demo/clip"))
-    rows = measure("demo", lm, clip, ROOT / "fuse/demo/corpus.txt", list(demo_trials(lm, clip, options.trials)))
+    rows = measure("demo", lm, clip, ROOT / "fuse/demo/corpus.txt", list(demo_trials(lm, clip, options.trials)), options.point)
     if options.model and options.captions:
         lm, encoder = fuse.CausalLM.load(options.model), fuse.SentenceEncoder.load(find_prompt.minilm())
         lines = [line.strip() for line in options.captions.read_text().splitlines() if len(line.split()) > 5]
@@ -49,7 +50,7 @@ def main() -> None:
             corpus = Path(folder) / "corpus.txt"
             corpus.write_text("\n".join(lines[:-1000]))
             trials = list(caption_trials(lm, encoder, lines[-1000:], options.trials))
-            rows += measure(f"{Path(options.model).name} -> MiniLM", lm, encoder, corpus, trials)
+            rows += measure(f"{Path(options.model).name} -> MiniLM", lm, encoder, corpus, trials, options.point)
     show(f"Ranking of substitutions, {options.trials} trials", rows, options.json)
 
 
@@ -71,7 +72,9 @@ def caption_trials(lm: fuse.CausalLM, encoder: fuse.SentenceEncoder, lines: list
         yield row, fuse.Term(encoder, fuse.CosineDistance(encoder.embed_texts([target])[0]))
 
 
-def measure(pair: str, lm: fuse.CausalLM, secondary: fuse.SentenceEncoder | fuse.CLIP, corpus: Path, trials: list[Trial]) -> list[Row]:
+def measure(
+    pair: str, lm: fuse.CausalLM, secondary: fuse.SentenceEncoder | fuse.CLIP, corpus: Path, trials: list[Trial], point: str
+) -> list[Row]:
     """One row for each adapter and one for chance."""
     words = corpus_words(str(corpus))
     rows = []
@@ -90,7 +93,7 @@ def measure(pair: str, lm: fuse.CausalLM, secondary: fuse.SentenceEncoder | fuse
         true = term.score(term.encode(texts))
         found["random"].append(fidelity(torch.rand(len(tried), generator=generator), true))
         for name, (adapter, _) in fitted.items():
-            found[name].append(fidelity(adapter.token_scores([row], [position], term)[0, tried], true))
+            found[name].append(fidelity(adapter.token_scores([row], [position], term, point)[0, tried], true))
     for name, results in found.items():
         seconds = fitted[name][1] if name in fitted else 0.0
         spearman, recall = mean([r.spearman for r in results]), mean([r.recall for r in results])
