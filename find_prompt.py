@@ -55,7 +55,6 @@ def job(config: DictConfig) -> None:
 
 def find(config: Any) -> None:
     """Build, search, show, and write the results into Hydra's output folder."""
-    console.quiet_libraries()
     folder = Path(HydraConfig.get().runtime.output_dir)
     models: Any = {}
     if config["image"] is None or not Path(config["image"]).is_dir():
@@ -80,6 +79,7 @@ def find_one(config: Any, folder: Path, models: Any) -> None:
     from fuse.loop import search
     from fuse.strategies import name_of
 
+    console.quiet_libraries()
     run = build(config, console.fitting, models)
     setup_seconds = time.perf_counter() - began
     with console.search_bar(run.steps) as bar:

@@ -10,13 +10,11 @@ itself, median.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
-from statistics import median
 
-from pictures import draw, found
-from runs import Models, Row, arguments, find, mean, show
+from pictures import cost, draw, found, search_all, words
+from runs import Models, Row, arguments, mean, show
 
 VARIANTS = {
     "joint": [],
@@ -43,25 +41,14 @@ def main() -> None:
 
 def measure(name: str, scenes: list[dict], overrides: list[str], verbose: bool) -> Row:
     """One row of the table."""
-    models: Models = {}
-    words, precision, f1, losses, seconds = [], [], [], [], []
-    for scene in scenes:
-        result = find(f"image={scene['image']}", *VARIANTS[name], *overrides, models=models)
-        recall, exact = found(result.prompt, scene)
-        words.append(recall)
-        precision.append(exact)
-        f1.append(2 * recall * exact / (recall + exact) if recall + exact else 0.0)
-        losses.append(result.terms["primary"].loss)
-        seconds.append(result.seconds)
-        if verbose:
-            print(f"{name} {recall:.2f} {exact:.2f} {result.seconds:.1f}s | {result.prompt} | {scene['caption']}", flush=True)
+    results = search_all(name, scenes, [*VARIANTS[name], *overrides], Models(), verbose)
+    shares = [found(result.prompt, scene) for result, scene in results]
     return {
         "objective": name,
-        "words": mean(words),
-        "precision": mean(precision),
-        "f1": mean(f1),
-        "perplexity": math.exp(mean(losses)),
-        "seconds": median(seconds),
+        "words": words(results),
+        "precision": mean([exact for _, exact in shares]),
+        "f1": mean([2 * recall * exact / (recall + exact) if recall + exact else 0.0 for recall, exact in shares]),
+        **cost(results),
     }
 
 

@@ -8,13 +8,11 @@ the prompt under the language model. seconds: the search itself, median. `embedd
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
-from statistics import median
 
-from pictures import draw, found
-from runs import Models, Row, arguments, find, mean, show
+from pictures import cost, draw, search_all, words
+from runs import Models, Row, arguments, mean, show
 
 from fuse.methods import METHODS
 
@@ -43,23 +41,14 @@ def main() -> None:
 
 def measure(method: str, strategy: str, scenes: list[dict], overrides: list[str], models: Models, verbose: bool) -> Row:
     """One row of the table."""
-    words, cosines, losses, seconds = [], [], [], []
-    for scene in scenes:
-        chosen = [f"image={scene['image']}", f"method={method}", f"strategy={strategy}", "secondary=[demo_clip]"]
-        result = find(*chosen, *overrides, models=models)
-        words.append(found(result.prompt, scene)[0])
-        cosines.append(1 - result.terms["demo_clip"].loss)
-        losses.append(result.terms["primary"].loss)
-        seconds.append(result.seconds)
-        if verbose:
-            print(f"{method} {strategy} {words[-1]:.2f} {seconds[-1]:.1f}s | {result.prompt} | {scene['caption']}", flush=True)
+    chosen = [f"method={method}", f"strategy={strategy}", "secondary=[demo_clip]", *overrides]
+    results = search_all(f"{method} {strategy}", scenes, chosen, models, verbose)
     return {
         "method": method,
         "strategy": strategy,
-        "words": mean(words),
-        "clip_cosine": mean(cosines),
-        "perplexity": math.exp(mean(losses)),
-        "seconds": median(seconds),
+        "words": words(results),
+        "clip_cosine": mean([1 - result.terms["demo_clip"].loss for result, _ in results]),
+        **cost(results),
     }
 
 

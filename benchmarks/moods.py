@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from statistics import median
 
-from pictures import draw, found
-from runs import Models, arguments, find, mean, show
+from pictures import cost, draw, found, search_all, words
+from runs import Models, arguments, mean, show
 
 
 def main() -> None:
@@ -33,20 +32,15 @@ def main() -> None:
             asked = (
                 ["secondary=[demo_clip]"] if mood == "none" else ["secondary=[demo_clip,demo_mood]", f"secondary.demo_mood.target={mood}"]
             )
-            results = [find(f"image={scene['image']}", *asked, *options.overrides.split(), models=models) for scene in scenes]
-            if options.verbose:
-                for result, scene in zip(results, scenes, strict=True):
-                    print(f"{mood} | {result.prompt} | {scene['caption']}", flush=True)
-            shares = [math.exp(-result.terms["demo_mood"].loss) for result in results if "demo_mood" in result.terms]
-            pairs = list(zip(results, scenes, strict=True))
+            results = search_all(mood, scenes, [*asked, *options.overrides.split()], models, options.verbose)
+            shares = [math.exp(-result.terms["demo_mood"].loss) for result, _ in results if "demo_mood" in result.terms]
             rows.append(
                 {
                     "mood": mood,
                     "reached": mean([float(share > 0.5) for share in shares]),
-                    "words": mean([found(result.prompt, scene)[0] for result, scene in pairs]),
-                    "right": mean([float(found(result.prompt, scene)[1] == 1) for result, scene in pairs]),
-                    "perplexity": math.exp(mean([result.terms["primary"].loss for result in results])),
-                    "seconds": median(result.seconds for result in results),
+                    "words": words(results),
+                    "right": mean([float(found(result.prompt, scene)[1] == 1) for result, scene in results]),
+                    **cost(results),
                 }
             )
     show(f"Moods of {options.pictures} held-out pictures", rows, options.json)

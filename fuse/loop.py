@@ -17,22 +17,25 @@ from fuse.objective import Objective
 from fuse.strategies import Beam, Strategy, name_of
 from fuse.types import Evaluation, Ids, Result, Step
 
-NAME_OF = {kind: name for name, kind in METHODS.items()}
+
+def method_name(method: Method) -> str:
+    """A method's name in `conf/method`."""
+    return next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)
 
 
 def check_combination(method: Method, strategy: Strategy) -> None:
     """Raises FuseError where a method goes with greedy search alone and the strategy is another one."""
     if method.greedy_only and strategy != Beam(1):
-        name = NAME_OF.get(type(method), type(method).__name__)
-        raise FuseError(f"strategy={name_of(strategy)}: method={name} follows a prompt of its own; give strategy=greedy")
+        raise FuseError(f"strategy={name_of(strategy)}: method={method_name(method)} follows a prompt of its own; give strategy=greedy")
 
 
 def check_objective(objective: Objective, method: Method, stop_at_label: bool = False) -> None:
     """Raises FuseError where a method asks the primary for what it cannot tell, or a label is waited for that is not there."""
     model = objective.primary.model
     if method.reads_predictions and not isinstance(model, CausalLM):
-        name = NAME_OF.get(type(method), type(method).__name__)
-        raise FuseError(f"method={name}: it reads next-token probabilities, and primary is a {type(model).__name__}; use a causal LM")
+        raise FuseError(
+            f"method={method_name(method)}: it reads next-token probabilities, and primary is a {type(model).__name__}; use a causal LM"
+        )
     if stop_at_label and not objective.elicits:
         raise FuseError("stop_at_label=true: there is no label; give label=TEXT and primary.loss=cross_entropy")
 
@@ -106,7 +109,7 @@ class _Search:
     def follow(self, method: Method, strategy: Strategy, start: Ids, steps: int, stop_loss: float | None, stop_at_label: bool) -> int:
         """Up to so many steps of one method from a start; how many were made."""
         method_state, beam = method.init(self.guide, start, self.generator)
-        strategy_state, beam = strategy.select(strategy.init(), self._start(beam), method.buffer_size)[0], beam
+        strategy_state, _ = strategy.select(strategy.init(), self._start(beam), method.buffer_size)
         self.stopped = self._reached(stop_loss, stop_at_label)
         if self.stopped:
             return 0
@@ -150,7 +153,7 @@ class _Search:
         self.best = min(self.best, (loss, free_ids))
         step = Step(
             step=len(self.trace) + 1,
-            method=NAME_OF.get(type(method), type(method).__name__),
+            method=method_name(method),
             loss=loss,
             best_loss=self.best[0],
             prompt=self.objective.vocabulary.decode([free_ids])[0],
