@@ -20,7 +20,7 @@ from rich.table import Table  # noqa: E402
 
 import find_prompt  # noqa: E402, F401  (registers the resolvers of the configuration)
 from fuse import Result, console, search  # noqa: E402
-from fuse.build import build  # noqa: E402
+from fuse.build import Run, build  # noqa: E402
 from fuse.terms import Models  # noqa: E402
 
 Row = dict[str, Any]
@@ -38,12 +38,17 @@ def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Na
     return parsed
 
 
-def find(*overrides: str, models: Models | None = None) -> Result:
-    """What `python find_prompt.py OVERRIDES` finds; models that an earlier call put into `models` are not loaded again."""
+def build_run(*overrides: str, models: Models | None = None) -> Run:
+    """The run of `python find_prompt.py OVERRIDES`, not yet begun."""
     console.quiet_libraries()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         config = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
-    run = build(config, models=models)
+    return build(config, models=models)
+
+
+def find(*overrides: str, models: Models | None = None) -> Result:
+    """What `python find_prompt.py OVERRIDES` finds; models that an earlier call put into `models` are not loaded again."""
+    run = build_run(*overrides, models=models)
     return search(run.objective, run.method, run.strategy, **run.options)
 
 

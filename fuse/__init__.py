@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fuse.adapter import FuseAdapter, LexicalAdapter
+    from fuse.adapter import FuseAdapter, LexicalAdapter, PooledAdapter, SemanticAdapter
     from fuse.constraints import Constraints
     from fuse.errors import FuseError
     from fuse.loop import search
@@ -24,7 +24,7 @@ _HOMES = {
     "fuse.types": ("Result", "Step"),
     "fuse.models": ("CLIP", "Captioner", "CausalLM", "Classifier", "MaskedLM", "OpenCLIP", "SentenceEncoder", "open_image"),
     "fuse.losses": ("NLL", "ClassNLL", "CosineDistance", "CrossEntropy", "KLDiv", "LogProb"),
-    "fuse.adapter": ("FuseAdapter", "LexicalAdapter"),
+    "fuse.adapter": ("FuseAdapter", "LexicalAdapter", "PooledAdapter", "SemanticAdapter"),
     "fuse.objective": ("Objective", "Term"),
     "fuse.methods": ("GCG", "PEZ", "AutoDAN", "Caption", "Embedding", "Random"),
     "fuse.strategies": ("Beam", "UniformCost"),

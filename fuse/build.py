@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fuse.adapter import ADAPTERS
+from fuse.adapter import ADAPTERS, Adapter, Progress, SemanticAdapter
 from fuse.adapter.cache import load_or_fit
 from fuse.constraints import Constraints
 from fuse.errors import FuseError
@@ -23,6 +24,12 @@ from fuse.strategies import STRATEGIES, Beam, Strategy
 from fuse.terms import Models, image_of, load, term_of
 from fuse.values import Config, list_of, naming, number, options_of, pick, setting, truth, whole_number
 
+log = logging.getLogger(__name__)
+
+TRIALS = 8
+"""On how many sentences a new adapter is tried."""
+USEFUL = 0.1
+"""The rank correlation below which an adapter is warned of."""
 RANDOM_LENGTH = 8
 """Free tokens of init=random where the method begins with none."""
 
@@ -44,7 +51,7 @@ class Run:
         return self.options["steps"] if self.options["steps"] is not None else self.method.steps + (refine.steps if refine else 0)
 
 
-def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter, models: Models | None = None) -> Run:
+def build(config: Config, progress: Progress = iter, models: Models | None = None) -> Run:
     """The run that a composed configuration describes; adapters are fitted last, when all else is known to be right.
 
     Models that are in `models` are not loaded again; those that are loaded join it.
@@ -76,16 +83,27 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter,
         settings = dict(config["adapter"])
         kind = pick(ADAPTERS, settings.pop("name"), "adapter")
         folder, corpus = Path(settings.pop("cache_dir")).expanduser(), settings.pop("corpus", None)
+        shared = settings.pop("shared", None)
         term.adapter = load_or_fit(
             kind,
             objective.vocabulary,
-            term.vocabulary,
+            term.model,
             folder=folder,
             name="--".join([_slug(i) for i in model_ids] + [config["adapter"]["name"]]),
             corpus=corpus,
             settings={k: setting(v, f"adapter.{k}", kind.defaults.get(k)) for k, v in settings.items()},
             progress=progress,
+            shared=shared,
+            measure=partial(Adapter.measure, target=term, texts=_trial_texts(), generator=torch.Generator().manual_seed(0)),
+            description={"primary": _slug(model_ids[0]), "secondary": _slug(model_ids[1]), "about": str(corpus or "")},
         )
+        fidelity = term.adapter.fidelity
+        if fidelity is not None and fidelity.spearman < USEFUL:
+            advice = "pooled" if kind is SemanticAdapter else "semantic"
+            log.warning(
+                "adapter=%s: its ranking for secondary.%s is near chance (Spearman %.2f); use adapter=%s",
+                config["adapter"]["name"], name, fidelity.spearman, advice,
+            )  # fmt: skip
     if config["init"] == "random":
         length = method.prompt_length or RANDOM_LENGTH
         init = objective.vocabulary.decode([random_prompt(Guide(objective), length, generator)])[0]
@@ -98,6 +116,11 @@ def build(config: Config, progress: Callable[[list[str]], Iterable[str]] = iter,
         "generator": generator,
     }
     return Run(objective, method, strategy, options)
+
+
+def _trial_texts() -> list[str]:
+    """English sentences that are part of the package."""
+    return (Path(__file__).parent / "demo/corpus.txt").read_text().splitlines()[:TRIALS]
 
 
 def _method(config: Config, models: Models) -> Method:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ def announce(name: str) -> None:
     output.print(Text(name), style="dim", soft_wrap=True)
 
 
-def fitting(words: list[str]) -> Iterable[str]:
+def fitting(words: Sequence[str]) -> Iterable[str]:
     """A bar over the words that an adapter is fitted on."""
     return track(words, "fitting the adapter", console=errors, transient=True) if words else words
 

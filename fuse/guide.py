@@ -74,6 +74,27 @@ class Guide:
             total += found if len(linearise) == 1 else standardised(found, self.allowed)
         return total
 
+    def proposals(
+        self, rows: Sequence[Ids], positions: Sequence[int], top_k: int, linearise: Sequence[str] = ("current",)
+    ) -> list[list[list[Ids]]]:
+        """What each secondary proposes that does not rank the primary's tokens: for every row some others, of valid text.
+
+        They have a word of the secondary's own in the place of that at the row's position, at least one of its `top_k`
+        best by its gradient at any of the points `linearise`.
+        """
+        pools = []
+        for term in self._objective.secondaries.values():
+            if term.adapter is None or term.adapter.ranks or not term.weight:
+                continue
+            pool: list[list[Ids]] = [[] for _ in rows]
+            kept = self._readable(rows, term)
+            for point in linearise if kept else ():
+                texts = term.adapter.proposals([rows[i] for i in kept], [positions[i] for i in kept], term, top_k, point)
+                for i, proposed in zip(kept, texts, strict=True):
+                    pool[i] += [row for row in self.spelled(proposed) if row]
+            pools.append(pool)
+        return pools
+
     def embedding_gradient(self, embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         """Gradient of the objective by continuous prompts; models with other tokens read the nearest tokens' text."""
         rows = [tuple(row) for row in self.vocabulary.nearest(embeddings, self.allowed).tolist()]

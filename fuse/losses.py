@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
-from fuse.models import CausalLM, Classifier, EmbeddingModel, MaskedLM, Model
+from fuse.models import CausalLM, MaskedLM, Model, VectorModel
 from fuse.types import Inputs
 
 ModelT = TypeVar("ModelT", bound=Model)
@@ -118,24 +119,35 @@ class CrossEntropy(Loss[CausalLM]):
         return -_mean(log_probs, inputs.label) - self.perplexity_weight * _mean(log_probs, inputs.free)
 
 
+class VectorLoss(Loss[VectorModel]):
+    """A function of the vector that a model makes of a text."""
+
+    @abstractmethod
+    def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        """The loss of each vector."""
+
+    def __call__(self, model: VectorModel, inputs: Inputs) -> Float[Tensor, " b"]:
+        return self.at(model.vector(inputs))
+
+
 @dataclass(frozen=True)
-class CosineDistance(Loss[EmbeddingModel]):
+class CosineDistance(VectorLoss):
     """Meaning: 1 - cos(the text's vector, target), between 0 and 2. `target` is a unit vector [e]."""
 
     target: Float[Tensor, " e"]
 
-    def __call__(self, model: EmbeddingModel, inputs: Inputs) -> Float[Tensor, " b"]:
-        return 1 - model.embed(inputs) @ self.target
+    def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        return 1 - normalize(vectors, dim=-1) @ self.target
 
 
 @dataclass(frozen=True)
-class ClassNLL(Loss[Classifier]):
+class ClassNLL(VectorLoss):
     """Kind: -log p(class | text) of one class of a classifier, in nats; each row's own."""
 
     target: int
 
-    def __call__(self, model: Classifier, inputs: Inputs) -> Float[Tensor, " b"]:
-        return -model.class_log_probs(inputs)[:, self.target]
+    def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        return -vectors[:, self.target]
 
 
 LM_LOSSES: dict[str, type[Any]] = {"nll": NLL, "log_prob": LogProb, "kl_div": KLDiv, "cross_entropy": CrossEntropy}

@@ -14,8 +14,8 @@ from fuse import scoring
 from fuse.adapter import Adapter, Gradient
 from fuse.constraints import Constraints
 from fuse.errors import FuseError
-from fuse.losses import Loss
-from fuse.models import CausalLM, Model
+from fuse.losses import Loss, VectorLoss
+from fuse.models import CausalLM, Model, VectorModel
 from fuse.types import Evaluation, Ids, TermResult
 from fuse.vocabulary import Encoded, Template, Vocabulary
 
@@ -79,6 +79,12 @@ class Term:
     ) -> Gradient:
         """Gradients of the rows' unweighted losses at `places`, as `fuse.scoring.gradient` has them."""
         return scoring.gradient(self.model, self.loss, rows, self.batch_size, places, read)
+
+    def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:
+        """Gradients of the rows' unweighted losses by the model's vectors; None where the loss is no function of them."""
+        if not isinstance(self.model, VectorModel) or not isinstance(self.loss, VectorLoss):
+            return None
+        return scoring.vector_gradient(self.model, self.loss, rows, self.batch_size)
 
     def token_gradient(self, rows: Sequence[Ids], positions: Sequence[int], point: str) -> Float[Tensor, "b v"]:
         """The gradient by one-hot tokens of rows of the term's own tokens: as input and, where they act as such, as labels.

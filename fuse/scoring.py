@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuse.adapter import Gradient
-from fuse.losses import Loss
-from fuse.models import CausalLM, Model
+from fuse.losses import Loss, VectorLoss
+from fuse.models import CausalLM, Model, VectorModel
 from fuse.vocabulary import Encoded, pad
 
 
@@ -64,6 +64,19 @@ def gradient(
         found.append(Gradient(kept[0], kept[1] if by_labels else None))
     labels = [g.labels for g in found if g.labels is not None]
     return Gradient(torch.cat([g.embedding for g in found]), torch.cat(labels) if labels else None)
+
+
+def vector_gradient(model: VectorModel, loss: VectorLoss, rows: Sequence[Encoded], batch_size: int) -> Float[Tensor, "b e"]:
+    """The gradient of each row's loss by the vector that the model makes of it, in float32; equal rows share a pass."""
+    distinct = list(dict.fromkeys(rows))
+    found = []
+    for batch in _batches(range(len(distinct)), [1] * len(distinct), batch_size):
+        with torch.no_grad():
+            vectors = model.vector(pad([distinct[i] for i in batch], model.device)).float()
+        (slope,) = torch.autograd.grad(loss.at(vectors.requires_grad_()).sum(), vectors)
+        found.append(slope)
+    line = {row: i for i, row in enumerate(distinct)}
+    return torch.cat(found)[[line[row] for row in rows]]
 
 
 def says(model: CausalLM, rows: Sequence[Encoded], batch_size: int) -> Iterator[bool]:

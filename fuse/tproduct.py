@@ -50,8 +50,8 @@ class NormalEquations:
         self.xy = torch.zeros(frequencies, d_source, d_target, dtype=torch.complex128)
 
     def add(self, x: Float[Tensor, "n d m"], y: Float[Tensor, "n p m"]) -> None:
-        """Add n examples: rows of X and Y."""
-        fx, fy = torch.fft.rfft(x.double()).movedim(-1, 0), torch.fft.rfft(y.double()).movedim(-1, 0)
+        """Add n examples, in the precision of X and Y; only their sums have to be in double."""
+        fx, fy = torch.fft.rfft(x).movedim(-1, 0), torch.fft.rfft(y).movedim(-1, 0)
         self.xx += fx.mH @ fx
         self.xy += fx.mH @ fy
         self.examples += x.shape[0]

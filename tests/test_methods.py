@@ -561,7 +561,7 @@ def test_pez_is_the_papers_algorithm(clip: fuse.CLIP, house: torch.Tensor, gener
         whole = torch.tensor([[*vocabulary.head, *nearest.tolist(), *vocabulary.tail]])
         read = torch.cat([table[list(vocabulary.head)], leaf, table[list(vocabulary.tail)]])[None]
         mask = torch.ones_like(whole, dtype=torch.bool)
-        loss = 1 - clip.embed(Inputs(whole, mask, mask, ~mask, embeddings=read))[0] @ house
+        loss = 1 - clip.vector(Inputs(whole, mask, mask, ~mask, embeddings=read))[0] @ house
         (points.grad,) = torch.autograd.grad(loss, leaf)
         optimiser.step()
 

@@ -129,7 +129,7 @@ def test_open_clip_equals_its_own_encode_text(folders: dict[str, Path], kind: st
     assert (expected[0] - expected[1]).abs().max() > 1e-2  # the texts are told apart
     torch.testing.assert_close(model.embed_images([IMAGE]), pictures, atol=1e-5, rtol=0)
     inputs = batch(model, texts)
-    torch.testing.assert_close(model.embed(with_embeddings(model, inputs)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.vector(with_embeddings(model, inputs)), expected, atol=1e-5, rtol=0)
     half = OpenCLIP.load(str(folders[kind]), dtype=torch.bfloat16)
     torch.testing.assert_close(half.embed_texts(texts), expected, atol=0.1, rtol=0)
     torch.testing.assert_close(half.embed_images([IMAGE]), pictures, atol=0.1, rtol=0)
@@ -140,12 +140,12 @@ def test_open_clip_gradient_equals_finite_differences(folders: dict[str, Path], 
     model = double(OpenCLIP.load(str(folders[kind])))
     inputs = with_embeddings(model, batch(model, TEXTS[:2]))
     target = torch.randn(2, 16, generator=generator)
-    (model.embed(inputs) * target).sum().backward()
+    (model.vector(inputs) * target).sum().backward()
     found, embeddings = inputs.embeddings.grad, inputs.embeddings.detach()
     assert not found[~inputs.mask].any()  # what stands at padding is not read
     for _ in range(4):
         step = 2e-2 * torch.randn(embeddings.shape, generator=generator, dtype=embeddings.dtype) * inputs.mask[..., None]
-        up, down = ((model.embed(replace(inputs, embeddings=embeddings + s * step)) * target).sum() for s in (1, -1))
+        up, down = ((model.vector(replace(inputs, embeddings=embeddings + s * step)) * target).sum() for s in (1, -1))
         assert float((found * step).sum()) == pytest.approx(float(up - down) / 2, rel=2e-2, abs=2e-5)
 
 
@@ -251,10 +251,10 @@ def test_classes_in_a_batch_equal_the_networks_own_one_by_one(tmp_path: Path, ki
         rows = [model.vocabulary.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
         expected = torch.cat([peer(input_ids=row).logits.log_softmax(-1) for row in rows])
     inputs = batch(model, texts)
-    torch.testing.assert_close(model.class_log_probs(inputs), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.vector(inputs), expected, atol=1e-5, rtol=1e-5)
     assert expected.std(0).min() > 1e-3  # the texts are told apart
     read = with_embeddings(model, inputs)
-    found = model.class_log_probs(read)
+    found = model.vector(read)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     (by_first,) = torch.autograd.grad(found[0, 1], read.embeddings)
     assert by_first[0].any()
@@ -271,7 +271,7 @@ def test_classes_by_name_and_by_index(tmp_path: Path) -> None:
             model.class_index(target)
     both = Classifier(model.network, model.vocabulary.tokenizer)
     both.network.config.problem_type = "multi_label_classification"
-    assert (both.class_log_probs(batch(both)).exp().sum(1) - 1).abs().max() > 1e-3
+    assert (both.vector(batch(both)).exp().sum(1) - 1).abs().max() > 1e-3
 
 
 def given(kind: str) -> tuple[Any, Any]:
@@ -288,7 +288,7 @@ def test_networks_without_classes_are_refused(tmp_path: Path) -> None:
         Classifier.load(str(save(tmp_path / "plain", transformers.AutoModel, rating, bert_tokenizer())))
     decoder = Classifier.load(str(save(tmp_path / "gpt2", auto_class, *given("gpt2"))))
     with pytest.raises(FuseError, match="empty text"):
-        decoder.class_log_probs(batch(decoder, ["dog", ""]))
+        decoder.vector(batch(decoder, ["dog", ""]))
 
 
 # ---- masked LMs ----

@@ -48,7 +48,7 @@ class LinearModel(EmbeddingModel):
     def load(cls, model_id: str, **options: Any) -> LinearModel:
         raise NotImplementedError
 
-    def embed(self, inputs: Inputs) -> torch.Tensor:
+    def vector(self, inputs: Inputs) -> torch.Tensor:
         with self.reading(inputs):
             embeddings = self.embedding_layer(inputs.ids)
         return embeddings * self.by_position[: inputs.ids.shape[1]] * inputs.mask[..., None]
@@ -58,7 +58,7 @@ class SumLoss(Loss[LinearModel]):
     """The sum of everything that the linear model returns."""
 
     def __call__(self, model: LinearModel, inputs: Inputs) -> torch.Tensor:
-        return model.embed(inputs).sum((1, 2))
+        return model.vector(inputs).sum((1, 2))
 
 
 def vocabulary(tokenizer: Any, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Vocabulary:

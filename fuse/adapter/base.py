@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fuse.adapter.fidelity import Fidelity, Report, Trial, compare, draw_trial, mean_fidelity
+from fuse.models import Model
 from fuse.types import Ids
-from fuse.vocabulary import Encoded, Span, Vocabulary
+from fuse.vocabulary import Encoded, Span, Vocabulary, overlapping
+
+Progress = Callable[[Sequence[str]], Iterable[str]]
+"""Hands on the items of a sequence, and shows how many have been taken."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +52,39 @@ class Target(Protocol):
         """Gradients of the rows' losses at `places`, where row i reads `read[i]`, if that is given."""
         ...
 
+    def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """The loss of every row."""
+        ...
+
+    def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:
+        """Gradients of the rows' losses by the vectors that the secondary makes of them; None where it makes none."""
+        ...
+
 
 class Adapter(ABC):
     """A map between the vocabularies of one pair of models."""
 
     defaults: ClassVar[dict[str, int | float]] = {}
     """The settings of `fit` and their values where nothing else is said."""
+    ranks: ClassVar[bool] = True
+    """Whether it tells how the primary's tokens rank; one that does not proposes prompts instead."""
 
     def __init__(self, source: Vocabulary, target: Vocabulary) -> None:
         self.source = source
         self.target = target
+        self.fidelity: Fidelity | None = None
+        """How well it ranked, as measured after the fit."""
 
     @classmethod
     @abstractmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> Adapter:
-        """Fit to one pair; `words` are those of the corpus, the most frequent first, each once; `settings` as in `defaults`."""
+    def fit(cls, source: Vocabulary, target: Model, words: Iterable[str] = (), progress: Progress = iter, **settings: float) -> Adapter:
+        """Fit to the primary's vocabulary and the secondary.
+
+        Args:
+            words: those of the corpus, the most frequent first, each once.
+            progress: wraps what the fit goes through, to show how far it is.
+            settings: as in `defaults`.
+        """
 
     @classmethod
     @abstractmethod
@@ -83,6 +107,56 @@ class Adapter(ABC):
         `fuse.vocabulary.POINTS`, is what the target reads there when its loss is linearised.
         """
 
+    def covers(self, words: Sequence[str]) -> list[bool]:
+        """Which words it has something of its own to say of; of the others it judges by a stated fallback."""
+        return [len(ids) > 0 for ids in in_running_text(self.target, words)]
+
+    def fit_errors(self, words: Sequence[str]) -> dict[str, float]:
+        """The relative squared error of a fitted map on words, by their numbers of source and target tokens ("1x2").
+
+        Empty where no map is fitted.
+        """
+        return {}
+
+    def judge(self, trial: Trial, target: Target, point: str = "current") -> Fidelity:
+        """How well the scores tell the losses of one trial."""
+        scores = self.token_scores([trial.row], [trial.position], target, point)[0].cpu()
+        return compare(scores[trial.tokens], trial.losses)
+
+    def measure(
+        self, target: Target, texts: Sequence[str], generator: torch.Generator, candidates: int = 128, point: str = "current"
+    ) -> Fidelity | None:
+        """The fidelity over one trial for each text; None for an adapter that does not rank."""
+        if not self.ranks:
+            return None
+        trials = [draw_trial(self.source, target, text, candidates, generator) for text in texts]
+        return mean_fidelity([self.judge(trial, target, point) for trial in trials])
+
+    def report(
+        self,
+        target: Target,
+        texts: Sequence[str],
+        words: Sequence[str],
+        generator: torch.Generator,
+        candidates: int = 1500,
+        point: str = "current",
+    ) -> Report:
+        """What is known of the adapter: its fidelity on these texts, as `measure` has it, and how far it covers `words`."""
+        own = [self.source.token_texts[token].strip() for token in self.source.allowed.nonzero().flatten().tolist()]
+        vocabulary, corpus = (self.covers(of) for of in (own, words))
+        return Report(
+            fidelity=self.measure(target, texts, generator, candidates, point),
+            vocabulary=sum(vocabulary) / max(1, len(vocabulary)),
+            corpus=sum(corpus) / max(1, len(corpus)),
+            fit_errors=self.fit_errors(words),
+        )
+
+    def proposals(
+        self, rows: Sequence[Ids], positions: Sequence[int], target: Target, top_k: int, point: str = "current"
+    ) -> list[list[str]]:
+        """For each row up to `top_k` prompts that differ from it by a word of the secondary's own at the position; mostly none."""
+        return [[] for _ in rows]
+
     def embedding_gradient(
         self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current"
     ) -> Float[Tensor, "b d"]:
@@ -102,6 +176,8 @@ class Word:
 
     source: Span
     """Its tokens among the row's free tokens."""
+    chars: Span
+    """Its characters in the row's prompt."""
     target: Span
     """Its tokens in what the secondary reads."""
     left: str
@@ -124,9 +200,17 @@ def words_at(source: Vocabulary, rows: Sequence[Ids], positions: Sequence[int], 
         words.append(
             Word(
                 source=(tokens[0], tokens[-1] + 1),
+                chars=(first, last),
                 target=target.word((first, last)),
                 left=left,
                 right=right,
             )
         )
     return words
+
+
+def in_running_text(vocabulary: Vocabulary, words: Sequence[str]) -> list[Ids]:
+    """Each word's tokens when it stands after another one."""
+    texts = vocabulary.encode([f"a {word}" for word in words])
+    spans = [(ids, overlapping(chars, (2, 2 + len(word)))) for (ids, chars), word in zip(texts, words, strict=True)]
+    return [ids[slice(*span)] for ids, span in spans]

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse.adapter.base import Adapter, Target, words_at
+from fuse.adapter.base import Adapter, Progress, Target, in_running_text, words_at
 from fuse.errors import FuseError
+from fuse.models import Model
 from fuse.tproduct import NormalEquations, tproduct, ttranspose
 from fuse.types import Ids
-from fuse.vocabulary import Vocabulary, overlapping
+from fuse.vocabulary import Vocabulary
 
 Case = tuple[int, int]
 """Numbers of source and target tokens of a word: the key of a map, when it is fitted and when it is looked up."""
@@ -34,7 +35,7 @@ class FuseAdapter(Adapter):
     tokens beyond k' have no say, source tokens beyond j' take the gradient of slice j' - 1.
     """
 
-    defaults: ClassVar[dict[str, int | float]] = {"max_subtokens": 4, "max_examples_per_case": 8192, "ridge": 0.1}
+    defaults: ClassVar[dict[str, int | float]] = {"max_subtokens": 4, "max_examples_per_case": 100_000, "ridge": 0.1}
 
     def __init__(self, source: Vocabulary, target: Vocabulary, jacobians: dict[Case, Float[Tensor, "d p m"]]) -> None:
         super().__init__(source, target)
@@ -42,7 +43,7 @@ class FuseAdapter(Adapter):
         self.jacobians = {case: jacobian.float().to(device) for case, jacobian in jacobians.items()}
 
     @classmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> FuseAdapter:
+    def fit(cls, source: Vocabulary, target: Model, words: Iterable[str] = (), progress: Progress = iter, **settings: float) -> FuseAdapter:
         """One pass over the words; each is read as in running text, with its leading space.
 
         Settings: `max_subtokens`, the most tokens, on either side, of a word with a map of its own;
@@ -54,23 +55,21 @@ class FuseAdapter(Adapter):
         options = {**cls.defaults, **settings}
         max_subtokens, max_examples = int(options["max_subtokens"]), int(options["max_examples_per_case"])
         cases: dict[Case, NormalEquations] = {}
-        stream = iter(words)
+        stream = iter(progress(list(words)))
         while batch := list(islice(stream, BATCH)):
-            grouped: dict[Case, list[tuple[Ids, Ids]]] = {}
-            for x, y in zip(_in_running_text(source, batch), _in_running_text(target, batch), strict=True):
-                if 0 < len(x) <= max_subtokens and 0 < len(y) <= max_subtokens:
-                    grouped.setdefault((len(x), len(y)), []).append((x, y))
-            for (j, k), pairs in grouped.items():
+            for (j, k), pairs in _by_case(source, target.vocabulary, batch).items():
                 m = max(j, k)
+                if m > max_subtokens:
+                    continue
                 if (j, k) not in cases:
-                    cases[j, k] = NormalEquations(source.embedding.shape[1], target.embedding.shape[1], m)
+                    cases[j, k] = NormalEquations(source.embedding.shape[1], target.vocabulary.embedding.shape[1], m)
                 kept = pairs[: max_examples - cases[j, k].examples]
                 if kept:
-                    cases[j, k].add(_tubes(source, [x for x, _ in kept], m), _tubes(target, [y for _, y in kept], m))
+                    cases[j, k].add(_tubes(source, [x for x, _ in kept], m), _tubes(target.vocabulary, [y for _, y in kept], m))
         if not cases:
             raise FuseError(f"adapter.max_subtokens={max_subtokens}: no word of the corpus is so short in both vocabularies; raise it")
         try:
-            return cls(source, target, {case: equations.solve(options["ridge"]) for case, equations in cases.items()})
+            return cls(source, target.vocabulary, {case: equations.solve(options["ridge"]) for case, equations in cases.items()})
         except torch.linalg.LinAlgError as error:
             raise FuseError(f"adapter.ridge={options['ridge']}: too small for this corpus ({error}); raise it") from error
 
@@ -86,6 +85,19 @@ class FuseAdapter(Adapter):
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{j}x{k}": jacobian.cpu() for (j, k), jacobian in self.jacobians.items()}
+
+    def covers(self, words: Sequence[str]) -> list[bool]:
+        pairs = zip(in_running_text(self.source, words), in_running_text(self.target, words), strict=True)
+        return [(len(x), len(y)) in self.jacobians for x, y in pairs]
+
+    def fit_errors(self, words: Sequence[str]) -> dict[str, float]:
+        errors = {}
+        for (j, k), pairs in _by_case(self.source, self.target, words).items():
+            if (j, k) in self.jacobians:
+                m = max(j, k)
+                x, y = _tubes(self.source, [x for x, _ in pairs], m), _tubes(self.target, [y for _, y in pairs], m)
+                errors[f"{j}x{k}"] = float((tproduct(x, self.jacobians[j, k].cpu()) - y).square().sum() / y.square().sum())
+        return errors
 
     def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
         return self.embedding_gradient(rows, positions, target, point).to(self.source.embedding) @ self.source.embedding.T
@@ -120,11 +132,13 @@ class FuseAdapter(Adapter):
         return slices[torch.arange(j).clamp_max(len(slices) - 1)]
 
 
-def _in_running_text(vocabulary: Vocabulary, words: Sequence[str]) -> list[Ids]:
-    """Each word's tokens when it stands after another one."""
-    texts = vocabulary.encode([f"a {word}" for word in words])
-    spans = [(ids, overlapping(chars, (2, 2 + len(word)))) for (ids, chars), word in zip(texts, words, strict=True)]
-    return [ids[slice(*span)] for ids, span in spans]
+def _by_case(source: Vocabulary, target: Vocabulary, words: Sequence[str]) -> dict[Case, list[tuple[Ids, Ids]]]:
+    """The words' source and target tokens, by how many they are; without those that lack any."""
+    grouped: dict[Case, list[tuple[Ids, Ids]]] = {}
+    for x, y in zip(in_running_text(source, words), in_running_text(target, words), strict=True):
+        if x and y:
+            grouped.setdefault((len(x), len(y)), []).append((x, y))
+    return grouped
 
 
 def _tubes(vocabulary: Vocabulary, words: Sequence[Ids], m: int) -> Float[Tensor, "n d m"]:

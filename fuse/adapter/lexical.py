@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fuse.adapter.base import Adapter, Target, Word, words_at
+from fuse.adapter.base import Adapter, Progress, Target, Word, words_at
+from fuse.models import Model
 from fuse.types import Ids
 from fuse.vocabulary import Encoded, Vocabulary
 
@@ -36,10 +37,13 @@ class LexicalAdapter(Adapter):
         self._matrix = lru_cache(maxsize=max(16, CACHED_TOKENS // len(source)))(self._build_matrix)
 
     @classmethod
-    def fit(cls, source: Vocabulary, target: Vocabulary, words: Iterable[str] = (), **settings: float) -> LexicalAdapter:
+    def fit(
+        cls, source: Vocabulary, target: Model, words: Iterable[str] = (), progress: Progress = iter, **settings: float
+    ) -> LexicalAdapter:
         """Re-tokenise the whole vocabulary; no corpus and no settings are needed."""
         tokens = source.allowed.nonzero().flatten().tolist()
-        return cls(source, target, _spelled(source, target, {token: source.token_texts[token].strip() for token in tokens}))
+        own = {token: source.token_texts[token].strip() for token in tokens}
+        return cls(source, target.vocabulary, _spelled(source, target.vocabulary, own))
 
     @classmethod
     def from_tensors(cls, source: Vocabulary, target: Vocabulary, tensors: dict[str, Tensor]) -> LexicalAdapter:
@@ -56,7 +60,10 @@ class LexicalAdapter(Adapter):
 
     def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
         encoded = target.encode(self.source.decode(rows))
-        words = words_at(self.source, rows, positions, encoded)
+        return self._input_scores(encoded, words_at(self.source, rows, positions, encoded), target, point)
+
+    def _input_scores(self, encoded: Sequence[Encoded], words: Sequence[Word], target: Target, point: str) -> Float[Tensor, "b v"]:
+        """The scores of all tokens in the place of each row's word, by the gradient at the secondary's input."""
         points = torch.stack([self._point(point, e, word) for e, word in zip(encoded, words, strict=True)])
         collapsed = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
         gradient = target.gradient(collapsed, [[word.target[0]] for word in words], list(points[:, None]))
@@ -87,11 +94,11 @@ class LexicalAdapter(Adapter):
 def _inside_word(source: Vocabulary, target: Vocabulary, pieces: Int[Tensor, "v k"], left: str, right: str) -> Int[Tensor, "v m"]:
     """The target tokens of left + v + right for every allowed source token v that continues a word; `pieces` for others."""
     tokens = source.allowed.nonzero().flatten().tolist()
-    glued = {token: left + text + right for token in tokens if not (text := source.token_texts[token])[:1].isspace() or not left}
-    inside = _spelled(source, target, {token: text.strip() for token, text in glued.items()})
+    texts = {token: left + text + right for token in tokens if not (text := source.token_texts[token])[:1].isspace() or not left}
+    inside = _spelled(source, target, {token: text.strip() for token, text in texts.items()})
     width = max(pieces.shape[1], inside.shape[1])
     merged = torch.nn.functional.pad(pieces, (0, width - pieces.shape[1]), value=-1)
-    merged[list(glued)] = torch.nn.functional.pad(inside, (0, width - inside.shape[1]), value=-1)[list(glued)]
+    merged[list(texts)] = torch.nn.functional.pad(inside, (0, width - inside.shape[1]), value=-1)[list(texts)]
     return merged
 
 

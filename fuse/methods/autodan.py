@@ -61,21 +61,24 @@ class AutoDAN(Method):
         if not kept:
             return None, as_candidates([])
         growing = [growing[i] for i in kept]
-        ranking = self._rank([beam[parent] for parent in growing], log_probs[kept], guide)
-        width = max(1, self.search_width // len(growing))
-        tokens = self._draw(ranking, min(4 * width, int(guide.allowed.sum())), generator)
-        proposals = []
-        for parent, continuations in zip(growing, tokens, strict=True):
-            row = beam[parent]
-            proposals += first_valid([(parent, len(row), (*row, token)) for token in continuations], guide, width)
-        return None, as_candidates(proposals)
-
-    def _rank(self, beam: Sequence[Ids], log_probs: Float[Tensor, "b v"], guide: Guide) -> Float[Tensor, "b v"]:
-        """How good each continuation looks; -inf for tokens that are not allowed."""
+        rows, log_probs = [beam[parent] for parent in growing], log_probs[kept]
         # The likeliest next token fills the place while the gradient there is taken
         likeliest = log_probs.masked_fill(~guide.allowed, -torch.inf).argmax(-1).tolist()
-        filled = [(*row, token) for row, token in zip(beam, likeliest, strict=True)]
-        gradient = guide.token_gradient(filled, [len(row) for row in beam], self.linearise)
+        filled, places = [(*row, token) for row, token in zip(rows, likeliest, strict=True)], [len(row) for row in rows]
+        ranking = self._rank(rows, log_probs, guide.token_gradient(filled, places, self.linearise), guide)
+        pools = guide.proposals(filled, places, self.search_width, self.linearise)
+        width = max(1, self.search_width // (len(growing) * (1 + len(pools))))
+        tokens = self._draw(ranking, min(4 * width, int(guide.allowed.sum())), generator)
+        proposals = []
+        for i, (parent, row) in enumerate(zip(growing, rows, strict=True)):
+            for offered in ([(*row, token) for token in tokens[i]], *(pool[i] for pool in pools)):
+                proposals += first_valid([(parent, len(row), candidate) for candidate in offered], guide, width)
+        return None, as_candidates(proposals)
+
+    def _rank(
+        self, beam: Sequence[Ids], log_probs: Float[Tensor, "b v"], gradient: Float[Tensor, "b v"], guide: Guide
+    ) -> Float[Tensor, "b v"]:
+        """How good each continuation looks; -inf for tokens that are not allowed."""
         ranking = -standardised(gradient, guide.allowed)
         if self.logit_weight:
             ranking = ranking + self.logit_weight * log_probs

@@ -36,7 +36,8 @@ class Edits(Method):
     """Swaps `n_replace` tokens at once, inserts one, or deletes one, as `moves` allows.
 
     A candidate takes a row of the beam in turn; the move, the positions and the tokens, from the shortlist of each site,
-    are drawn uniformly. A subclass makes the shortlists.
+    are drawn uniformly. A subclass makes the shortlists. Where there are pools, swaps and insertions are taken from the
+    shortlists and from each pool in turn.
     """
 
     search_width: int = 128
@@ -55,12 +56,16 @@ class Edits(Method):
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> tuple[Any, Int[Tensor, "b k"]]:
         """The next state, and for each site the tokens that may be put there."""
 
+    def pools(self, sites: Sequence[Site], guide: Guide) -> list[list[list[Ids]]]:
+        """Whole candidates that models with other tokens propose: pools of them, in each a list for every site."""
+        return []
+
     def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates | None]:
         if not beam:
             return state, None
         sites = [site for parent, row in enumerate(beam) for site in self._sites(parent, row, guide, generator)]
         state, shortlist = self.shortlist(state, sites, guide) if sites else (state, torch.zeros(0, 1, dtype=torch.long))
-        shortlist = shortlist.cpu()
+        shortlist, pools = shortlist.cpu(), self.pools(sites, guide) if sites else []
         lines = {(parent, move): [i for i, site in enumerate(sites) if (site.parent, site.move) == (parent, move)]
                  for parent in range(len(beam)) for move in self.moves}  # fmt: skip
 
@@ -79,6 +84,13 @@ class Edits(Method):
                 continue
             move = moves[draw(len(moves))]
             places = lines[parent, move]
+            pool = i // len(beam) % (1 + len(pools))
+            if pool and move != "delete":
+                line = places[draw(len(places))]
+                offered = pools[pool - 1][line]
+                if offered:
+                    proposals.append((parent, sites[line].position, offered[draw(len(offered))]))
+                continue
             if move == "swap":
                 chosen = [places[j] for j in torch.randperm(len(places), generator=generator)[: self.n_replace].tolist()]
                 for line in chosen:

@@ -14,6 +14,7 @@ from fuse.errors import FuseError
 from fuse.guide import Guide, standardised
 from fuse.methods.base import require_choices, require_not_negative, require_positive
 from fuse.methods.edits import Edits, Site
+from fuse.types import Ids
 from fuse.vocabulary import POINTS
 
 Momentum = dict[tuple[str, int, int], Float[Tensor, " v"]]
@@ -57,6 +58,9 @@ class GCG(Edits):
             ranking = self.logit_weight * log_probs - standardised(gradient, guide.allowed)
         ranking = ranking.masked_fill(~guide.allowed, -torch.inf)
         return state, ranking.topk(min(self.top_k, int(guide.allowed.sum()))).indices
+
+    def pools(self, sites: Sequence[Site], guide: Guide) -> list[list[list[Ids]]]:
+        return guide.proposals([site.row for site in sites], [site.position for site in sites], self.top_k, self.linearise)
 
     def _remember(self, state: Momentum, sites: Sequence[Site], gradient: Float[Tensor, "b v"]) -> tuple[Momentum, Float[Tensor, "b v"]]:
         """The next momentum, the mean over the beam at each place, and this step's rankings by it."""

@@ -1,6 +1,6 @@
 """Kinds of network, one file each."""
 
-from fuse.models.base import EmbeddingModel, Model
+from fuse.models.base import EmbeddingModel, Model, VectorModel
 from fuse.models.captioner import Captioner
 from fuse.models.causal_lm import CausalLM
 from fuse.models.classifier import Classifier
@@ -19,5 +19,6 @@ __all__ = [
     "Model",
     "OpenCLIP",
     "SentenceEncoder",
+    "VectorModel",
     "open_image",
 ]

@@ -7,9 +7,11 @@ The network's own forward code is run as it is, so results are its own.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from torch import Tensor
 from fuse.errors import FuseError
 from fuse.types import Ids, Inputs
 from fuse.vocabulary import Template, Vocabulary, pad
+
+SAMPLED = 64
+"""About how many numbers of a weight its fingerprint holds."""
 
 
 class Model(ABC):
@@ -55,6 +60,15 @@ class Model(ABC):
     def device(self) -> torch.device:
         return self.vocabulary.embedding.device
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary and of a sample of every weight."""
+        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        for name, weight in sorted(self.network.state_dict().items()):
+            sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)].double().cpu()
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()
+
     @contextmanager
     def reading(self, inputs: Inputs) -> Iterator[None]:
         """Within this context the network's embedding layer returns `inputs.embeddings`, if there are any."""
@@ -68,12 +82,16 @@ class Model(ABC):
             handle.remove()
 
 
-class EmbeddingModel(Model):
-    """A model that maps a text to one vector."""
+class VectorModel(Model):
+    """A model that maps a text to one vector, of which its losses are functions."""
 
     @abstractmethod
-    def embed(self, inputs: Inputs) -> Float[Tensor, "b e"]:
-        """Unit vectors, one a row."""
+    def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
+        """One vector a row, each row's own."""
+
+
+class EmbeddingModel(VectorModel):
+    """A model whose vectors are of unit length and tell meanings by their angles."""
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "b e"]:
@@ -87,7 +105,7 @@ class EmbeddingModel(Model):
             if len(row.ids) > self.vocabulary.max_length:
                 limit = self.vocabulary.max_length
                 raise FuseError(f"target={text[:40]!r}...: {len(row.ids)} tokens, expected at most {limit}; shorten it")
-        return self.embed(pad(rows, self.device))
+        return self.vector(pad(rows, self.device))
 
 
 def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.models.base import Model, load_network, load_pretrained
+from fuse.models.base import VectorModel, load_network, load_pretrained
 from fuse.types import Inputs
 
 
-class Classifier(Model):
+class Classifier(VectorModel):
     """A Hugging Face sequence classifier, of encoder or decoder type. `labels` are the names of its classes."""
 
     def __init__(self, network: Any, tokenizer: Any) -> None:
@@ -55,8 +55,8 @@ class Classifier(Model):
         hint = f"did you mean {self.labels[lower.index(near[0])]}? " if near else ""
         raise FuseError(f"target={target}: {hint}expected one of {', '.join(self.labels)}, or an index from 0 to {len(self.labels) - 1}")
 
-    def class_log_probs(self, inputs: Inputs) -> Float[Tensor, "b c"]:
-        """log p(class | text), each row's own. Where a text may be of several classes, each has its own yes or no.
+    def vector(self, inputs: Inputs) -> Float[Tensor, "b c"]:
+        """log p(class | text). Where a text may be of several classes, each has its own yes or no.
 
         Raises:
             FuseError: an empty row, of a model without special tokens.

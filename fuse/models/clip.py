@@ -36,7 +36,7 @@ class CLIP(EmbeddingModel):
             load_pretrained(AutoImageProcessor, model_id),
         )
 
-    def embed(self, inputs: Inputs) -> Float[Tensor, "b e"]:
+    def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Unit text vectors, pooled where the network itself pools (at the end token)."""
         with self.reading(inputs):
             out = self.network.get_text_features(input_ids=inputs.ids, attention_mask=inputs.mask.long())

@@ -73,7 +73,7 @@ class OpenCLIP(EmbeddingModel):
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
         return cls(network.to(device, dtype), tokenizer, preprocess)
 
-    def embed(self, inputs: Inputs) -> Float[Tensor, "b e"]:
+    def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Unit text vectors, of texts padded to the whole context as open_clip pads them."""
         ids, embeddings = self._padded(inputs)
         mask = torch.ones_like(ids, dtype=torch.bool)

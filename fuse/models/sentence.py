@@ -40,7 +40,7 @@ class SentenceEncoder(EmbeddingModel):
         network = load_network(AutoModel, model_id, dtype=dtype, **options).to(device)
         return cls(network, load_pretrained(AutoTokenizer, model_id), _pooling_of(model_id))
 
-    def embed(self, inputs: Inputs) -> Float[Tensor, "b e"]:
+    def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Unit sentence vectors. (Cosines need no separate normalisation layer: all vectors are unit here.)"""
         with self.reading(inputs):
             hidden = self.network(input_ids=inputs.ids, attention_mask=inputs.mask.long()).last_hidden_state.float()
