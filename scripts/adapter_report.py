@@ -54,6 +54,8 @@ def main() -> None:
             assert term.adapter is not None
             report = term.adapter.report(term, texts, words, torch.Generator().manual_seed(0), point=options.point)
             rows.append(row(key, name, report))
+            if not term.adapter.ranks:
+                continue
             trial = draw_trial(run.objective.vocabulary, term, texts[0], 1500, torch.Generator().manual_seed(0))
             scores = term.adapter.token_scores([trial.row], [trial.position], term, options.point)[0, trial.tokens]
             shown[f"{key}, {name}"] = (scores, trial.losses)

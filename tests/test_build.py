@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
+import hydra
 import pytest
 import yaml
 from conftest import ROOT
+from omegaconf import OmegaConf
 
+import find_prompt  # noqa: F401  (registers the resolvers of the configuration)
 import fuse
 from fuse.adapter import ADAPTERS
+from fuse.build import build
 from fuse.methods import METHODS
 from fuse.strategies import STRATEGIES
 from fuse.terms import KINDS
@@ -58,4 +63,17 @@ def test_demo_models_are_small() -> None:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_defaults_are_the_configurations(name: str) -> None:
     entry = entries("adapter")[name]
-    assert {key: value for key, value in entry.items() if key not in ("name", "cache_dir", "corpus")} == ADAPTERS[name].defaults
+    assert {key: value for key, value in entry.items() if key not in ("name", "cache_dir", "corpus", "shared")} == ADAPTERS[name].defaults
+
+
+def composed(*overrides: str) -> dict:
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
+
+
+def test_an_adapter_that_ranks_by_chance_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="fuse"):
+        build(composed("adapter=fuse", f"adapter.cache_dir={tmp_path}"))
+        build(composed(f"adapter.cache_dir={tmp_path}"))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "adapter=fuse" in told and "near chance" in told and "adapter=semantic" in told

@@ -48,7 +48,7 @@ GRID = SLICE + [pytest.param(*cell, marks=pytest.mark.full) for cell in WHOLE if
 def adapters(lm: fuse.CausalLM, clip: fuse.CLIP, mood: fuse.Classifier) -> dict[tuple[str, str], Adapter]:
     words = "a red blue green house boat cup tree by the sea in snow at night turquoise umbrella mushroom sad".split()  # noqa: SIM905
     targets = {"clip": clip, "mood": mood}
-    return {(name, key): kind.fit(lm.vocabulary, targets[key].vocabulary, words) for name, kind in ADAPTERS.items() for key in SECONDARIES}
+    return {(name, key): kind.fit(lm.vocabulary, targets[key], words) for name, kind in ADAPTERS.items() for key in SECONDARIES}
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def secondaries() -> int:
 
 @pytest.fixture
 def adapter_name() -> str:
-    return "lexical"
+    return "semantic"
 
 
 def run(objective: fuse.Objective, method: str, strategy: str, seed: int = 0, **options: object) -> Result:

@@ -25,7 +25,7 @@ RARE = range(1300, 1364)
 
 @pytest.fixture(scope="module")
 def adapter(lm: fuse.CausalLM, clip: fuse.CLIP) -> fuse.LexicalAdapter:
-    return fuse.LexicalAdapter.fit(lm.vocabulary, clip.vocabulary)
+    return fuse.LexicalAdapter.fit(lm.vocabulary, clip)
 
 
 @pytest.fixture

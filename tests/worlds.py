@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fuse.losses import Loss
+from fuse.losses import VectorLoss
 from fuse.models import EmbeddingModel
 from fuse.types import Inputs
 from fuse.vocabulary import Vocabulary
@@ -51,14 +51,14 @@ class LinearModel(EmbeddingModel):
     def vector(self, inputs: Inputs) -> torch.Tensor:
         with self.reading(inputs):
             embeddings = self.embedding_layer(inputs.ids)
-        return embeddings * self.by_position[: inputs.ids.shape[1]] * inputs.mask[..., None]
+        return (embeddings * self.by_position[: inputs.ids.shape[1]] * inputs.mask[..., None]).sum(1)
 
 
-class SumLoss(Loss[LinearModel]):
-    """The sum of everything that the linear model returns."""
+class SumLoss(VectorLoss):
+    """The sum of a vector's coordinates."""
 
-    def __call__(self, model: LinearModel, inputs: Inputs) -> torch.Tensor:
-        return model.vector(inputs).sum((1, 2))
+    def at(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors.sum(-1)
 
 
 def vocabulary(tokenizer: Any, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Vocabulary:

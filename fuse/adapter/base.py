@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse.adapter.fidelity import Fidelity, Report, Trial, compare, draw_trial, mean_fidelity
+from fuse.adapter.fidelity import Fidelity, Report, Scored, Trial, compare, draw_trial, mean_fidelity
 from fuse.models import Model
 from fuse.types import Ids
 from fuse.vocabulary import Encoded, Span, Vocabulary, overlapping
@@ -34,26 +34,18 @@ class Gradient:
 
 
 @runtime_checkable
-class Target(Protocol):
-    """The secondary as an adapter sees it: texts in, gradients in its own space out."""
+class Target(Scored, Protocol):
+    """The secondary as an adapter sees it: texts in, losses and gradients in its own space out."""
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The secondary's vocabulary."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
-        """What the secondary reads for each prompt."""
-        ...
-
     def gradient(
         self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
     ) -> Gradient:
         """Gradients of the rows' losses at `places`, where row i reads `read[i]`, if that is given."""
-        ...
-
-    def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
-        """The loss of every row."""
         ...
 
     def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:

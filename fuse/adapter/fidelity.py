@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ LONGEST = 16
 """Tokens of a text that a trial keeps."""
 
 
+@runtime_checkable
 class Scored(Protocol):
     """A secondary that tells the losses of texts."""
 

@@ -56,7 +56,7 @@ class Embedding(Continuous):
     straight_through: float = 0.5
     lr: float = 1.0
     weight_decay: float = 0.0
-    prompt_length: int = 6
+    prompt_length: int = 12
     steps: int = 300
 
     def __post_init__(self) -> None:
