@@ -75,10 +75,10 @@ def list_of(value: Any, key: str) -> tuple[Any, ...]:
 
 
 def setting(value: Any, key: str, default: float | None) -> float:
-    """A setting of an adapter, of the type of its default and above 0."""
+    """A setting of an adapter, of the type of its default: a whole number above 0, or any number that is not below."""
     checked = whole_number(value, key, at_least=1) if isinstance(default, int) else number(value, key)
-    if checked <= 0:
-        raise FuseError(f"{key}={value}: expected a number above 0")
+    if checked < 0:
+        raise FuseError(f"{key}={value}: expected 0 or more")
     return checked
 
 

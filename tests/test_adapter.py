@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -19,6 +20,7 @@ from fuse.adapter.base import words_at
 from fuse.adapter.cache import load_or_fit
 from fuse.adapter.corpus import corpus_words
 from fuse.adapter.fidelity import Fidelity, compare
+from fuse.adapter.fuse import RIDGES
 from fuse.guide import Guide
 from fuse.tproduct import tproduct
 from fuse.vocabulary import Template
@@ -32,7 +34,7 @@ def linear_world() -> tuple[FuseAdapter, fuse.Term]:
     words = ["".join(w) for n in (1, 2, 3) for w in product("abcd"[:LETTERS], repeat=n)]
     source = vocabulary(greedy_tokenizer(letters(LETTERS)), 4, seed=1)
     model = LinearModel(greedy_tokenizer(letters(LETTERS), "<s>", "</s>"), 5, seed=2)
-    return FuseAdapter.fit(source, model, words), fuse.Term(model, SumLoss())
+    return FuseAdapter.fit(source, model, words, min_examples_per_case=1), fuse.Term(model, SumLoss())
 
 
 def test_backward_pass_equals_autograd_where_the_map_is_exact() -> None:
@@ -60,11 +62,28 @@ def test_fit_finds_the_exact_map() -> None:
     exact = torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     target.vocabulary.embedding = source.embedding @ exact  # one linear map for every token, so also for words of any length
     words = ["".join(w) for n in (1, 2, 3) for w in product("abcdefghij", repeat=n)]
-    adapter = FuseAdapter.fit(source, target, words, ridge=1e-9)
+    adapter = FuseAdapter.fit(source, target, words, ridge=1e-9, min_examples_per_case=1)
     assert set(adapter.jacobians) == {(1, 1), (2, 2), (3, 3)}
     for jacobian in adapter.jacobians.values():
         torch.testing.assert_close(jacobian[..., 0].double(), exact, atol=1e-4, rtol=1e-4)
         assert jacobian[..., 1:].abs().max() < 1e-4 if jacobian.shape[-1] > 1 else True
+
+
+def test_ridge_is_chosen_by_words_left_out_and_rare_cases_have_no_map(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the target's table is noise, shrinking most is best; where it is a linear map of the source's, shrinking least."""
+    tokenizer = greedy_tokenizer(letters(26))
+    source, noise, exact = vocabulary(tokenizer, 20, seed=1), LinearModel(tokenizer, 3, seed=2), LinearModel(tokenizer, 3, seed=2)
+    exact.vocabulary.embedding = source.embedding @ torch.randn(20, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    words = [*"abcdefghijklmnopqrstuvwxyz", *("".join(w) for w in product("abcdefgh", repeat=2)), "abc"]
+    chosen = {}
+    for name, target in (("noise", noise), ("exact", exact)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="fuse"):
+            adapter = FuseAdapter.fit(source, target, words, min_examples_per_case=20)
+        assert set(adapter.jacobians) == {(1, 1), (2, 2)}
+        chosen[name] = float(re.search(r"words of 1 and 1 tokens: 26, ridge (\S+),", caplog.text)[1])
+    assert chosen["exact"] == RIDGES[0] < chosen["noise"]
+    assert set(FuseAdapter.fit(source, exact, words, min_examples_per_case=10_000).jacobians) == {(2, 2)}
 
 
 def test_every_word_gets_its_own_slice(linear_world: tuple) -> None:

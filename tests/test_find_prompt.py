@@ -193,6 +193,7 @@ MISTAKES = {
     "no adapter": (["adapter=null"], ["adapter=null", "lexical"]),
     "no entry": (["secondary.demo_clip=null"], ["secondary.demo_clip=None", "secondary=[...]"]),
     "huge seed": (["seed=99999999999999999999999"], ["seed=99999999999999999999999", "whole number"]),
+    "negative ridge": (["adapter=fuse", "adapter.ridge=-1"], ["adapter.ridge=-1", "0 or more"]),
     "tiny ridge": (["adapter=fuse", "adapter.ridge=1e-30"], ["adapter.ridge=1e-30", "raise it"]),
     "not a sentence encoder": (
         ["secondary=[sentence]", "target=snow", "secondary.sentence.model_id=fuse/demo"],

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Key = dict[str, object]
 """Everything that the fitted tensors depend on."""
 
-FORMAT = "4"
+FORMAT = "5"
 """Changes whenever a fit of the same inputs would give other tensors."""
 
 

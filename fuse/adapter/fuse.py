@@ -7,6 +7,7 @@ pass is the adjoint: the gradient g of a word's target tokens becomes g * G^T, a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import ClassVar
@@ -26,16 +27,26 @@ Case = tuple[int, int]
 """Numbers of source and target tokens of a word: the key of a map, when it is fitted and when it is looked up."""
 
 BATCH = 1024
+RIDGES = (0.01, 0.1, 1.0)
+LEFT_OUT, MOST_LEFT_OUT = 10, 512
+"""Of how many words one is left out of the fit, and how many at most."""
+
+log = logging.getLogger(__name__)
 
 
 class FuseAdapter(Adapter):
     """`jacobians[j, k]` is G [d_source, d_target, max(j, k)].
 
-    Rule for words whose case has no map (too long, or never seen): the nearest case by |j - j'| + |k - k'|; target
+    Rule for words whose case has no map (too long, or hardly seen): the nearest case by |j - j'| + |k - k'|; target
     tokens beyond k' have no say, source tokens beyond j' take the gradient of slice j' - 1.
     """
 
-    defaults: ClassVar[dict[str, int | float]] = {"max_subtokens": 4, "max_examples_per_case": 100_000, "ridge": 0.1}
+    defaults: ClassVar[dict[str, int | float]] = {
+        "max_subtokens": 4,
+        "max_examples_per_case": 100_000,
+        "min_examples_per_case": 32,
+        "ridge": 0.0,
+    }
 
     def __init__(self, source: Vocabulary, target: Vocabulary, jacobians: dict[Case, Float[Tensor, "d p m"]]) -> None:
         super().__init__(source, target)
@@ -47,29 +58,31 @@ class FuseAdapter(Adapter):
         """One pass over the words; each is read as in running text, with its leading space.
 
         Settings: `max_subtokens`, the most tokens, on either side, of a word with a map of its own;
-        `max_examples_per_case`, the words that a map is fitted on; `ridge`, as `NormalEquations.solve` takes it.
+        `max_examples_per_case`, the words that a map is fitted on; `min_examples_per_case`, how many a case needs to have
+        a map (the most frequent case has one anyway); `ridge`, as `NormalEquations.solve` takes it, or 0 for that of
+        `RIDGES` which tells words left out of the fit best, case by case.
 
         Raises:
             FuseError: no word can be used.
         """
         options = {**cls.defaults, **settings}
-        max_subtokens, max_examples = int(options["max_subtokens"]), int(options["max_examples_per_case"])
-        cases: dict[Case, NormalEquations] = {}
+        max_subtokens, at_most, at_least = (
+            int(options[name]) for name in ("max_subtokens", "max_examples_per_case", "min_examples_per_case")
+        )
+        cases: dict[Case, _CaseFit] = {}
         stream = iter(progress(list(words)))
         while batch := list(islice(stream, BATCH)):
             for (j, k), pairs in _by_case(source, target.vocabulary, batch).items():
-                m = max(j, k)
-                if m > max_subtokens:
+                if max(j, k) > max_subtokens:
                     continue
-                if (j, k) not in cases:
-                    cases[j, k] = NormalEquations(source.embedding.shape[1], target.vocabulary.embedding.shape[1], m)
-                kept = pairs[: max_examples - cases[j, k].examples]
-                if kept:
-                    cases[j, k].add(_tubes(source, [x for x, _ in kept], m), _tubes(target.vocabulary, [y for _, y in kept], m))
+                case = cases.setdefault((j, k), _CaseFit(source, target.vocabulary, max(j, k)))
+                case.add(pairs[: at_most - case.examples])
         if not cases:
             raise FuseError(f"adapter.max_subtokens={max_subtokens}: no word of the corpus is so short in both vocabularies; raise it")
+        most = max(case.examples for case in cases.values())
+        kept = {key: case for key, case in cases.items() if case.examples >= min(at_least, most)}
         try:
-            return cls(source, target.vocabulary, {case: equations.solve(options["ridge"]) for case, equations in cases.items()})
+            return cls(source, target.vocabulary, {key: case.solve(key, options["ridge"]) for key, case in kept.items()})
         except torch.linalg.LinAlgError as error:
             raise FuseError(f"adapter.ridge={options['ridge']}: too small for this corpus ({error}); raise it") from error
 
@@ -96,7 +109,7 @@ class FuseAdapter(Adapter):
             if (j, k) in self.jacobians:
                 m = max(j, k)
                 x, y = _tubes(self.source, [x for x, _ in pairs], m), _tubes(self.target, [y for _, y in pairs], m)
-                errors[f"{j}x{k}"] = float((tproduct(x, self.jacobians[j, k].cpu()) - y).square().sum() / y.square().sum())
+                errors[f"{j}x{k}"] = relative_error(self.jacobians[j, k].cpu(), x, y)
         return errors
 
     def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
@@ -130,6 +143,47 @@ class FuseAdapter(Adapter):
         tube[0, :, : len(kept)] = kept.T
         slices = tproduct(tube, ttranspose(jacobian))[0].T[: near[0]]
         return slices[torch.arange(j).clamp_max(len(slices) - 1)]
+
+
+class _CaseFit:
+    """The fit of one case: its normal equations, and some words left out of them to choose the ridge by."""
+
+    def __init__(self, source: Vocabulary, target: Vocabulary, m: int) -> None:
+        self.source, self.target, self.m = source, target, m
+        self.equations = NormalEquations(source.embedding.shape[1], target.embedding.shape[1], m)
+        self.left_out: list[tuple[Ids, Ids]] = []
+        self.examples = 0
+
+    def add(self, pairs: Sequence[tuple[Ids, Ids]]) -> None:
+        """Add words' source and target tokens; every `LEFT_OUT`-th is left out."""
+        fitted: list[tuple[Ids, Ids]] = []
+        for i, pair in enumerate(pairs, self.examples):
+            leave_out = i % LEFT_OUT == LEFT_OUT - 1 and len(self.left_out) < MOST_LEFT_OUT
+            (self.left_out if leave_out else fitted).append(pair)
+        self.examples += len(pairs)
+        if fitted:
+            self.equations.add(*self.tubes(fitted))
+
+    def tubes(self, pairs: Sequence[tuple[Ids, Ids]]) -> tuple[Float[Tensor, "n d m"], Float[Tensor, "n p m"]]:
+        """X and Y of some words."""
+        return _tubes(self.source, [x for x, _ in pairs], self.m), _tubes(self.target, [y for _, y in pairs], self.m)
+
+    def solve(self, case: Case, ridge: float) -> Float[Tensor, "d p m"]:
+        """The map, by the best of `RIDGES` if `ridge` is 0; the largest, where there is nothing to choose it by."""
+        tried = [ridge] if ridge else RIDGES if self.left_out else RIDGES[-1:]
+        maps = [self.equations.solve(r) for r in tried]
+        if not self.left_out:
+            return maps[0]
+        errors = [relative_error(jacobian.float(), *self.tubes(self.left_out)) for jacobian in maps]
+        best = errors.index(min(errors))
+        told = (*case, self.examples, tried[best], errors[best])
+        log.info("adapter=fuse: words of %d and %d tokens: %d, ridge %g, relative error on words left out %.3f", *told)
+        return maps[best]
+
+
+def relative_error(jacobian: Float[Tensor, "d p m"], x: Float[Tensor, "n d m"], y: Float[Tensor, "n p m"]) -> float:
+    """|X * G - Y|^2 / |Y|^2: 0 is exact, 1 is what the zero map has."""
+    return float((tproduct(x, jacobian) - y).square().sum() / y.square().sum())
 
 
 def _by_case(source: Vocabulary, target: Vocabulary, words: Sequence[str]) -> dict[Case, list[tuple[Ids, Ids]]]:
