@@ -1,6 +1,6 @@
 """How well each adapter ranks and searches, for a secondary with another tokenizer, and what it costs.
 
-spearman, recall: a token of one caption is replaced by each of up to 1500 others; the true change of 1 - cos to another
+spearman, recall: a word of one caption is replaced by each of up to 1500 others of the corpus; the true change of 1 - cos to another
 target is compared with the adapter's scores; recall is the share of the truly best 10 in the best tenth of the ranking.
 search_loss: the mean of the loss that GCG reaches with equal numbers of candidates scored ("random": the method random,
 which reads no gradient). fit_seconds, peak_mb: time and memory of the fit; file_mb: of what is kept of it. apply_ms: the
@@ -53,6 +53,7 @@ def main() -> None:
         trials={"type": int, "default": 30},
         searches={"type": int, "default": 20, "help": "targets of a search; 0 leaves it out"},
         budget={"type": int, "default": 1000, "help": "candidates scored in a search"},
+        adapters={"default": ",".join(ADAPTERS)},
         point={"default": "mean", "help": "what the secondary reads at the place: current, mask or mean (default)"},
         model={"help": "hub id or folder of a primary for the pair with MiniLM"},
         captions={"type": Path, "help": "text file; the last 1000 lines are the trials, the others the corpus"},
@@ -100,7 +101,7 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     terms = [fuse.Term(secondary, fuse.CosineDistance(vector), weight=weight) for _, vector in goals]
     told = list(zip(goals, terms, strict=True))[: options.trials]
-    trials = [(draw_trial(lm.vocabulary, term, text, CANDIDATES, generator), term) for (text, _), term in told]
+    trials = [(draw_trial(lm.vocabulary, term, text, CANDIDATES, generator, set(words)), term) for (text, _), term in told]
     chance = mean_fidelity([compare(torch.rand(len(t.tokens), generator=generator), t.losses) for t, _ in trials])
     row = trials[0][0].row
     texts = lm.vocabulary.decode([(*row, token) for token in range(1000, 1000 + STEP)])
@@ -110,7 +111,8 @@ def measure(
         term.adapter = fuse.PooledAdapter.fit(lm.vocabulary, secondary)  # has no say where no gradient is read
     loss = search_loss(lm, targets, fuse.Random(search_width=64), options.budget)
     rows = [{"pair": pair, "adapter": "random", **cells(fidelity=chance), "search_loss": loss}]
-    for name, kind in ADAPTERS.items():
+    for name in options.adapters.split(","):
+        kind = ADAPTERS[name]
         (adapter, seconds), peak = with_peak(partial(timed, partial(kind.fit, lm.vocabulary, secondary, words)))
         judged = mean_fidelity([adapter.judge(t, term, options.point) for t, term in trials]) if adapter.ranks else None
         apply = partial(adapter.token_scores, [row] * PLACES, [i % len(row) for i in range(PLACES)], terms[0], options.point)

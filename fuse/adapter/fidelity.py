@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -67,12 +67,17 @@ class Report:
     """As `Adapter.fit_errors`."""
 
 
-def draw_trial(source: Vocabulary, target: Scored, text: str, candidates: int, generator: torch.Generator) -> Trial:
-    """A trial at a random word of a text, but for its first, with random words that are single tokens of the source."""
+def draw_trial(
+    source: Vocabulary, target: Scored, text: str, candidates: int, generator: torch.Generator, words: Set[str] = frozenset()
+) -> Trial:
+    """A trial at a random word of a text, but for its first, with random words that are single tokens of the source.
+
+    `words` are those to draw from; empty for all.
+    """
     row = source.encode([text])[0][0][:LONGEST]
     starts = [i for i, token in enumerate(row) if i and source.token_texts[token][:1].isspace()] or [0]
     position = starts[int(torch.randint(len(starts), (1,), generator=generator))]
-    tokens = _word_tokens(source)
+    tokens = _word_tokens(source, words)
     tried = tokens[torch.randperm(len(tokens), generator=generator)[:candidates]]
     texts = source.decode([(*row[:position], token, *row[position + 1 :]) for token in tried.tolist()])
     return Trial(row, position, tried, target.score(target.encode(texts)))
@@ -92,8 +97,9 @@ def mean_fidelity(found: Sequence[Fidelity]) -> Fidelity:
     return Fidelity(*(sum(getattr(f, name) for f in found) / len(found) for name in ("spearman", "recall", "cosine")))
 
 
-def _word_tokens(source: Vocabulary) -> Int[Tensor, " c"]:
-    """The allowed tokens that spell words of letters after a space; all allowed ones, where there are no such."""
+def _word_tokens(source: Vocabulary, words: Set[str]) -> Int[Tensor, " c"]:
+    """The allowed tokens that spell one of these words, or any of letters, after a space; all allowed ones, where there are no such."""
     texts, allowed = source.token_texts, source.allowed.nonzero().flatten().tolist()
-    words = [token for token in allowed if texts[token][:1].isspace() and texts[token].strip().isalpha()]
-    return torch.tensor(words or allowed)
+    spelled = {token: texts[token].strip() for token in allowed if texts[token][:1].isspace()}
+    chosen = [token for token, text in spelled.items() if (text in words if words else text.isalpha())]
+    return torch.tensor(chosen or allowed)
