@@ -107,7 +107,7 @@ def test_contracts(objective: fuse.Objective, method: str, strategy: str, second
     assert terms == result.terms
     assert len(terms) == 1 + secondaries
     if secondaries:
-        assert result.terms["clip"].text == f"a picture: {result.prompt}"
+        assert result.terms["clip"].text.removeprefix("a picture:").strip() == result.prompt
     assert objective.vocabulary.decode([result.free_ids]) == [result.prompt]
 
     # no candidate that counts holds a forbidden token, and each spells itself
