@@ -12,6 +12,7 @@ import torch
 
 from fuse.adapter import ADAPTERS, Adapter, Progress, SemanticAdapter
 from fuse.adapter.cache import load_or_fit
+from fuse.adapter.fidelity import Fidelity
 from fuse.constraints import Constraints
 from fuse.errors import FuseError
 from fuse.guide import Guide
@@ -19,7 +20,7 @@ from fuse.loop import check_combination, check_objective
 from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.models import Captioner
-from fuse.objective import PRIMARY, Objective
+from fuse.objective import PRIMARY, Objective, Term
 from fuse.strategies import STRATEGIES, Beam, Strategy
 from fuse.terms import Models, image_of, load, term_of
 from fuse.values import Config, list_of, naming, number, options_of, pick, setting, truth, whole_number
@@ -94,7 +95,7 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
             settings={k: setting(v, f"adapter.{k}", kind.defaults.get(k)) for k, v in settings.items()},
             progress=progress,
             shared=shared,
-            measure=partial(Adapter.measure, target=term, texts=_trial_texts(), generator=torch.Generator().manual_seed(0)),
+            measure=partial(_measured, term),
             description={"primary": _slug(model_ids[0]), "secondary": _slug(model_ids[1]), "about": str(corpus or "")},
         )
         fidelity = term.adapter.fidelity
@@ -118,9 +119,10 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
     return Run(objective, method, strategy, options)
 
 
-def _trial_texts() -> list[str]:
-    """English sentences that are part of the package."""
-    return (Path(__file__).parent / "demo/corpus.txt").read_text().splitlines()[:TRIALS]
+def _measured(term: Term, adapter: Adapter) -> Fidelity | None:
+    """A new adapter's fidelity on English sentences that are part of the package."""
+    texts = (Path(__file__).parent / "demo/corpus.txt").read_text().splitlines()[:TRIALS]
+    return adapter.measure(term, texts, torch.Generator().manual_seed(0))
 
 
 def _method(config: Config, models: Models) -> Method:

@@ -201,6 +201,21 @@ def words_at(source: Vocabulary, rows: Sequence[Ids], positions: Sequence[int], 
     return words
 
 
+def target_scores(target: Target, encoded: Sequence[Encoded], words: Sequence[Word], point: str) -> Float[Tensor, "b w"]:
+    """First-order change of each row's loss when one target token w stands in the place of its whole word.
+
+    The loss is linearised with one embedding there: the mean of the word's own, or a neutral `point`.
+    """
+    table = target.vocabulary.embedding
+    own = [table[list(e.ids[slice(*word.target)]) or [0]].mean(0) for e, word in zip(encoded, words, strict=True)]
+    points = torch.stack(own if point == "current" else [target.vocabulary.point(point)] * len(words))
+    collapsed = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
+    gradient = target.gradient(collapsed, [[word.target[0]] for word in words], list(points[:, None]))
+    at_word = gradient.embedding[:, 0].to(points)
+    scores = (at_word @ table.T - (at_word * points).sum(-1, keepdim=True)).float()
+    return scores if gradient.labels is None else scores + gradient.labels[:, 0]
+
+
 def in_running_text(vocabulary: Vocabulary, words: Sequence[str]) -> list[Ids]:
     """Each word's tokens when it stands after another one."""
     texts = vocabulary.encode([f"a {word}" for word in words])

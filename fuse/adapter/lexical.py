@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fuse.adapter.base import Adapter, Progress, Target, Word, words_at
+from fuse.adapter.base import Adapter, Progress, Target, Word, target_scores, words_at
 from fuse.models import Model
 from fuse.types import Ids
 from fuse.vocabulary import Encoded, Vocabulary
@@ -64,21 +64,10 @@ class LexicalAdapter(Adapter):
 
     def _input_scores(self, encoded: Sequence[Encoded], words: Sequence[Word], target: Target, point: str) -> Float[Tensor, "b v"]:
         """The scores of all tokens in the place of each row's word, by the gradient at the secondary's input."""
-        points = torch.stack([self._point(point, e, word) for e, word in zip(encoded, words, strict=True)])
-        collapsed = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
-        gradient = target.gradient(collapsed, [[word.target[0]] for word in words], list(points[:, None]))
-        at_word, table = gradient.embedding[:, 0].to(points), self.target.embedding
-        scores = (at_word @ table.T - (at_word * points).sum(-1, keepdim=True)).float()
-        if gradient.labels is not None:
-            scores = scores + gradient.labels[:, 0]
+        scores = target_scores(target, encoded, words, point)
         # A word that the target's tokenizer drops has no say
         scores = scores * torch.tensor([[w.target[1] > w.target[0]] for w in words], device=scores.device)
         return torch.stack([self._matrix(w.left, w.right) @ s for w, s in zip(words, scores, strict=True)])
-
-    def _point(self, name: str, encoded: Encoded, word: Word) -> Float[Tensor, " d"]:
-        """What stands for the whole word where the loss is linearised."""
-        own = self.target.embedding[list(encoded.ids[slice(*word.target)]) or [0]]
-        return own.mean(0) if name == "current" else self.target.point(name)
 
     def _build_matrix(self, left: str, right: str) -> Float[Tensor, "v w"]:
         """The share of target token w in the word that source token v spells between `left` and `right` (sparse)."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse.adapter.base import Adapter, Progress, Target, in_running_text, words_at
+from fuse.adapter.base import Adapter, Progress, Target, in_running_text, target_scores, words_at
 from fuse.models import Model
 from fuse.types import Ids
 from fuse.vocabulary import Vocabulary
@@ -50,17 +50,10 @@ class PooledAdapter(Adapter):
         prompts = self.source.decode(rows)
         encoded = target.encode(prompts)
         words = words_at(self.source, rows, positions, encoded)
-        table, allowed = self.target.embedding, self.target.allowed
-        own = [self.target.token_texts[token].strip() for token in range(len(self.target))]
-        collapsed = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
-        present = [list(e.ids[slice(*word.target)]) or [0] for e, word in zip(encoded, words, strict=True)]
-        read = [table[ids].mean(0) if point == "current" else self.target.point(point) for ids in present]
-        found = target.gradient(collapsed, [[word.target[0]] for word in words], [e[None] for e in read])
-        scores = (found.embedding[:, 0].to(table) @ table.T).float()
-        if found.labels is not None:
-            scores = scores + found.labels[:, 0]
+        allowed, texts = self.target.allowed, self.target.token_texts
+        scores = target_scores(target, encoded, words, point)
         best = scores.masked_fill(~allowed, torch.inf).topk(min(top_k, int(allowed.sum())), largest=False).indices.tolist()
         return [
-            [prompt[: word.chars[0]] + own[token] + prompt[word.chars[1] :] for token in tokens]
+            [prompt[: word.chars[0]] + texts[token].strip() + prompt[word.chars[1] :] for token in tokens]
             for prompt, word, tokens in zip(prompts, words, best, strict=True)
         ]
