@@ -13,7 +13,6 @@ from fuse.errors import FuseError
 from fuse.models import CausalLM
 from fuse.objective import Objective, Term
 from fuse.types import Ids
-from fuse.vocabulary import pad
 
 
 class Guide:
@@ -95,9 +94,17 @@ class Guide:
             pools.append(pool)
         return pools
 
-    def embedding_gradient(self, embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
-        """Gradient of the objective by continuous prompts; models with other tokens read the nearest tokens' text."""
-        rows = [tuple(row) for row in self.vocabulary.nearest(embeddings, self.allowed).tolist()]
+    @cached_property
+    def radius(self) -> float:
+        """The mean norm of the allowed embeddings: the radius of the token sphere."""
+        return float(self.vocabulary.embedding[self.allowed].float().norm(dim=-1).mean())
+
+    def nearest_rows(self, points: Float[Tensor, "b s d"]) -> list[Ids]:
+        """The allowed tokens that are the closest to each continuous prompt."""
+        return [tuple(row) for row in self.vocabulary.nearest(points, self.allowed).tolist()]
+
+    def embedding_gradient(self, embeddings: Float[Tensor, "b s d"], rows: Sequence[Ids]) -> Float[Tensor, "b s d"]:
+        """Gradient of the objective by continuous prompts; models with other tokens read the text of `rows`, the nearest tokens."""
         total = torch.zeros_like(embeddings, dtype=torch.float32)
         for term in self._objective.terms.values():
             if term.weight and term.adapter is not None:
@@ -124,8 +131,8 @@ class Guide:
         model = self._objective.primary.model
         if not isinstance(model, CausalLM):
             raise FuseError(f"primary={type(model).__name__}: this method reads next-token probabilities; use a causal LM")
-        contexts = [encoded.up_to_prompt() for encoded in self._objective.primary.around(rows)]
-        return model.next_token_log_probs(pad(contexts, model.device))
+        primary = self._objective.primary
+        return primary.scorer.next_token_log_probs([encoded.up_to_prompt().ids for encoded in primary.around(rows)])
 
 
 def standardised(scores: Float[Tensor, "b v"], allowed: Bool[Tensor, " v"]) -> Float[Tensor, "b v"]:

@@ -115,6 +115,7 @@ class _Search:
             return 0
         number = 0
         for number in range(1, steps + 1):
+            self.objective.expand(beam)
             method_state, candidates = method.propose(method_state, beam, self.guide, self.generator)
             if candidates is None:
                 number -= 1

@@ -28,6 +28,8 @@ class Loss(ABC, Generic[ModelT]):
 
     label: str = ""
     """Text that is put after the prompt and its suffix."""
+    reads_prompt: bool = False
+    """Whether it is told how likely each token of the prompt is."""
 
     def reads_labels(self, model: ModelT) -> bool:
         """Whether free tokens act as labels too, so that the loss has a gradient by `Inputs.labels`."""
@@ -47,6 +49,8 @@ class NLL(Loss[Any]):
     p(x_t | x_<t), and the loss is the pseudo log-likelihood (arXiv 1910.14659).
     """
 
+    reads_prompt = True
+
     def reads_labels(self, model: CausalLM | MaskedLM) -> bool:
         return True
 
@@ -63,6 +67,8 @@ class LogProb(Loss[CausalLM]):
     one-hot row instead: by one-hot tokens the two differ by a constant at each position.
     """
 
+    reads_prompt = True
+
     def reads_labels(self, model: CausalLM) -> bool:
         return not model.tied
 
@@ -78,6 +84,7 @@ class KLDiv(Loss[CausalLM]):
     as tau (in squared units of the embeddings) tends to 0.
     """
 
+    reads_prompt = True
     tau: float = 1.0
 
     def __post_init__(self) -> None:
@@ -85,15 +92,15 @@ class KLDiv(Loss[CausalLM]):
             raise FuseError(f"tau={self.tau}: expected a number above 0")
 
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
-        out = model.predictions(inputs, inputs.free)
-        if out is None:
-            return torch.zeros(len(inputs.ids), device=model.device)
-        table, read = model.vocabulary.embedding.to(out.logits), slice(out.first, out.last)
-        own = table[inputs.ids[:, read]] if inputs.embeddings is None else inputs.embeddings[:, read].to(table)
-        # -|e - E_v|^2 but for |e|^2, which is the same for all v
-        log_q = ((2 * own @ table.T - table.square().sum(-1)) / self.tau).log_softmax(-1)
-        divergence = (log_q.exp() * (log_q - out.logits.log_softmax(-1)[out.row])).sum(-1)
-        return _mean(divergence, inputs.free[:, read])
+        total = torch.zeros(len(inputs.ids), device=model.device)
+        for out in model.predictions(inputs, inputs.free):
+            table, read = model.vocabulary.embedding.to(out.logits), slice(out.first, out.last)
+            own = table[inputs.ids[:, read]] if inputs.embeddings is None else inputs.embeddings[:, read].to(table)
+            # -|e - E_v|^2 but for |e|^2, which is the same for all v
+            log_q = ((2 * own @ table.T - table.square().sum(-1)) / self.tau).log_softmax(-1)
+            divergence = (log_q.exp() * (log_q - out.logits.log_softmax(-1)[out.row])).sum(-1)
+            total = total.to(divergence) + torch.where(inputs.free[:, read], divergence, 0.0).sum(1)
+        return total / inputs.free.sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,10 @@ class CrossEntropy(Loss[CausalLM]):
     def __post_init__(self) -> None:
         if not self.label:
             raise FuseError("label=null: loss=cross_entropy needs the text to elicit; give label=TEXT")
+
+    @property
+    def reads_prompt(self) -> bool:  # type: ignore[override]
+        return self.perplexity_weight != 0
 
     def reads_labels(self, model: CausalLM) -> bool:
         return self.perplexity_weight != 0

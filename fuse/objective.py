@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse import scoring
 from fuse.adapter import Adapter, Gradient
 from fuse.constraints import Constraints
 from fuse.errors import FuseError
-from fuse.losses import Loss, VectorLoss
-from fuse.models import CausalLM, Model, VectorModel
+from fuse.losses import Loss
+from fuse.models import Model
+from fuse.scoring import Scorer
 from fuse.types import Evaluation, Ids, TermResult
 from fuse.vocabulary import Encoded, Template, Vocabulary
 
@@ -46,9 +46,10 @@ class Term:
         self.loss = loss
         self.weight = float(weight)
         self.template = Template(prefix, suffix, loss.label)
+        self._encoded: OrderedDict[str, Encoded] = OrderedDict()
         self.adapter = adapter
-        self.batch_size = batch_size
         self.surroundings = self.encode(["a"])[0].with_free_ids(())
+        self.scorer = Scorer(model, loss, self.surroundings, batch_size)
         fixed, limit = len(self.surroundings.ids), self.vocabulary.max_length
         if fixed >= limit:
             raise FuseError(f"prefix, suffix, label: they take {fixed} of the {limit} tokens that the model reads; shorten them")
@@ -63,8 +64,13 @@ class Term:
         return self.model.vocabulary
 
     def encode(self, prompts: Sequence[str]) -> list[Encoded]:
-        """What this term's model reads for each prompt."""
-        return self.template.encode(self.vocabulary, prompts)
+        """What this term's model reads for each prompt; what was encoded lately is not encoded again."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+        self._encoded.update(zip(new, self.template.encode(self.vocabulary, new), strict=True))
+        found = [self._encoded[prompt] for prompt in prompts]
+        while len(self._encoded) > MEMO:
+            self._encoded.popitem(last=False)
+        return found
 
     def around(self, rows: Sequence[Ids]) -> list[Encoded]:
         """What this term's model reads for rows of its own tokens, taken as they are, whatever text they spell."""
@@ -72,19 +78,17 @@ class Term:
 
     def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """The unweighted loss of every row."""
-        return scoring.score(self.model, self.loss, rows, self.batch_size)
+        return self.scorer.score(rows)
 
     def gradient(
         self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
     ) -> Gradient:
-        """Gradients of the rows' unweighted losses at `places`, as `fuse.scoring.gradient` has them."""
-        return scoring.gradient(self.model, self.loss, rows, self.batch_size, places, read)
+        """Gradients of the rows' unweighted losses at `places`, as `fuse.scoring.Scorer.gradient` has them."""
+        return self.scorer.gradient(rows, places, read)
 
     def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:
         """Gradients of the rows' unweighted losses by the model's vectors; None where the loss is no function of them."""
-        if not isinstance(self.model, VectorModel) or not isinstance(self.loss, VectorLoss):
-            return None
-        return scoring.vector_gradient(self.model, self.loss, rows, self.batch_size)
+        return self.scorer.vector_gradient(rows)
 
     def token_gradient(self, rows: Sequence[Ids], positions: Sequence[int], point: str) -> Float[Tensor, "b v"]:
         """The gradient by one-hot tokens of rows of the term's own tokens: as input and, where they act as such, as labels.
@@ -103,7 +107,9 @@ class Term:
             found = self.gradient(encoded, [[place] for place in places], read)
             index = [(i, 0) for i in range(len(rows))]
         line, column = torch.tensor(index).unbind(1)
-        by_token = (found.embedding[line, column].to(table) @ table.T).float()
+        by_embedding = found.embedding[line, column].to(table)
+        # At the end of a text nobody reads on
+        by_token = (by_embedding @ table.T).float() if by_embedding.any() else table.new_zeros(len(rows), len(table), dtype=torch.float32)
         return by_token if found.labels is None else by_token + found.labels[line, column]
 
     def embedding_gradient(self, rows: Sequence[Ids], embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
@@ -175,6 +181,12 @@ class Objective:
         if length > self.primary.room:
             raise FuseError(f"prompt_length={length}: the primary's context has room for {self.primary.room} tokens; choose fewer")
 
+    def expand(self, beam: Sequence[Ids]) -> None:
+        """Candidates are made from these rows next: what they share with them need not be computed again."""
+        prompts = self.vocabulary.decode(beam)
+        for term in self.terms.values():
+            term.scorer.expand(term.encode(prompts))
+
     def evaluate(self, rows: Sequence[Ids]) -> Evaluation:
         """Losses of rows of free tokens: decode, re-tokenise for every model, score.
 
@@ -204,10 +216,7 @@ class Objective:
 
     def says_label(self, rows: Sequence[Ids]) -> list[bool]:
         """Whether greedy decoding after each row of free tokens says the label, token for token."""
-        model = self.primary.model
-        if not self.elicits or not isinstance(model, CausalLM):
-            return [False] * len(rows)
-        return list(scoring.says(model, self.primary.encode(self.vocabulary.decode(rows)), self.primary.batch_size))
+        return self.primary.scorer.says(self.primary.encode(self.vocabulary.decode(rows))) if self.elicits else [False] * len(rows)
 
     def evaluate_text(self, prompt: str) -> tuple[float, dict[str, TermResult]]:
         """The total loss of exactly this text, each term's share, and what each model read."""

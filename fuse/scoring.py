@@ -1,8 +1,10 @@
-"""Many rows through one model: duplicates scored once, similar lengths together, bounded batches. Gradients too."""
+"""Many rows through one model: what is known is not read again, similar work together, bounded batches. Gradients too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,85 +13,261 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuse.adapter import Gradient
+from fuse.errors import FuseError
 from fuse.losses import Loss, VectorLoss
 from fuse.models import CausalLM, Model, VectorModel
+from fuse.types import Branch, Ids, Inputs, Trunk
 from fuse.vocabulary import Encoded, pad
 
+log = logging.getLogger(__name__)
 
-@torch.no_grad()
-def score(model: Model, loss: Loss[Any], rows: Sequence[Encoded], batch_size: int) -> Float[Tensor, " n"]:
-    """The loss of every row, on the CPU in float32; equal rows are scored once."""
-    distinct = {row.ids: i for i, row in reversed(list(enumerate(rows)))}
-    # Stable by length: little padding, and rows of one parent stay together
-    order = sorted(distinct.values(), key=lambda i: (len(rows[i].ids), i))
-    losses: dict[tuple[int, ...], float] = {}
-    for batch in _batches(order, [len(row.ids) for row in rows], batch_size):
-        values = loss(model, pad([rows[i] for i in batch], model.device))
-        losses.update(zip((rows[i].ids for i in batch), values.float().tolist(), strict=True))
-    return torch.tensor([losses[row.ids] for row in rows])
+MEMO = 100_000
+"""How many of the latest rows' losses are remembered."""
+WORTH = 2
+"""From how many tokens on it pays to go on from what was read, rather than read it again."""
+VAIN = 0.1
+"""What share of a batch's reading may be padding, or tokens that a row shares with its trunk."""
+PASS = {"cpu": 5e8, "cuda": 5e11}
+"""About how many operations take as long as what a forward pass costs beside its operations."""
 
 
-def gradient(
-    model: Model,
-    loss: Loss[Any],
-    rows: Sequence[Encoded],
-    batch_size: int,
-    places: Sequence[Sequence[int]],
-    read: Sequence[Float[Tensor, "_ d"]] | None = None,
-) -> Gradient:
-    """The gradient of each row's own loss at its `places`, of which there may be more in one row than in another.
+class Scorer:
+    """One model and one loss, for rows that stand in the same surroundings.
 
-    By the embeddings there and, if the loss reads them, by the labels. Row i reads `read[i]` at its places instead of
-    its own tokens' embeddings. Results are on the model's device, in float32, zero at places that a row lacks.
+    A causal model reads the beginning that all rows share once, and the rows that a search expands once (`expand`);
+    what candidates share with these is not read again. It changes no result, but for rounding.
     """
-    table, width = model.vocabulary.embedding, max(map(len, places))
-    by_labels = loss.reads_labels(model)
-    found: list[Gradient] = []
-    for batch in _batches(range(len(rows)), [1] * len(rows), batch_size):
-        inputs = pad([rows[i] for i in batch], model.device)
-        # A row with fewer places repeats its first; what stands there is taken away below
-        at = torch.tensor([[*places[i], *[places[i][0]] * (width - len(places[i]))] for i in batch], device=model.device)
-        real = torch.arange(width, device=model.device) < torch.tensor([[len(places[i])] for i in batch], device=model.device)
-        lines = torch.arange(len(batch), device=model.device)[:, None]
-        embeddings = table[inputs.ids]
-        if read is not None:
-            for line, i in enumerate(batch):
-                embeddings[line, list(places[i])] = read[i].to(table)
-        leaves = [embeddings.requires_grad_()]
-        if by_labels:
-            leaves.append(torch.zeros(*at.shape, len(table), device=model.device, requires_grad=True))
-        with_leaves = replace(inputs, embeddings=embeddings, label_places=at, labels=leaves[1] if by_labels else None)
-        slopes = torch.autograd.grad(loss(model, with_leaves).sum(), leaves)
-        kept = [torch.where(real[..., None], slope, 0.0) for slope in (slopes[0][lines, at].float(), *slopes[1:])]
-        found.append(Gradient(kept[0], kept[1] if by_labels else None))
-    labels = [g.labels for g in found if g.labels is not None]
-    return Gradient(torch.cat([g.embedding for g in found]), torch.cat(labels) if labels else None)
+
+    def __init__(self, model: Model, loss: Loss[Any], surroundings: Encoded, batch_size: int = 128) -> None:
+        self.model = model
+        self.loss = loss
+        self.batch_size = batch_size
+        self._prefix = surroundings.ids[: surroundings.free[0]]
+        self._first = max(len(self._prefix) - 1, 0) if loss.reads_prompt else None
+        """After which position a trunk has to foretell; None after its last ones alone."""
+        self._spare = PASS.get(model.device.type, PASS["cuda"]) / (2 * model.size)
+        """How many tokens may be read in vain in each batch, since another pass would cost as much."""
+        self._losses: OrderedDict[tuple[Any, ...], float] = OrderedDict()
+        self._fixed = _Roots([self._prefix] if self._prefix else [])
+        self._roots = _Roots([])
+
+    def expand(self, rows: Sequence[Encoded]) -> None:
+        """What comes next shares its beginnings with these rows. Nothing is read before it is needed."""
+        beginnings = [ids for ids in dict.fromkeys(row.up_to_prompt().ids for row in rows) if ids]
+        if beginnings != self._roots.rows:
+            older = self._roots if self._roots.trunk is not None else self._roots.before
+            self._roots = _Roots(beginnings, older)
+            if older is not None:
+                older.before = None
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """The loss of every row, on the CPU in float32; what was scored lately is not scored again."""
+        keys = [(row.ids, row.free, row.label) for row in rows]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._losses}
+        if new:
+            # A row's own last token is always read: what it is told by ends there
+            limits = [max(row.free[1] - 1, 0) for row in new.values()]
+            (values,) = self._map(list(new.values()), limits, lambda inputs, _: (self.loss(self.model, inputs),))
+            self._losses.update(zip(new, values.float().tolist(), strict=True))
+        found = torch.tensor([self._losses[key] for key in keys])
+        while len(self._losses) > MEMO:
+            self._losses.popitem(last=False)
+        return found
+
+    def gradient(
+        self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
+    ) -> Gradient:
+        """The gradient of each row's own loss at its `places`, of which there may be more in one row than in another.
+
+        By the embeddings there and, if the loss reads them, by the labels. Row i reads `read[i]` at its places instead of
+        its own tokens' embeddings. Results are on the model's device, in float32, zero at places that a row lacks.
+        """
+        table, width = self.model.vocabulary.embedding, max(map(len, places))
+        by_labels = self.loss.reads_labels(self.model)
+
+        def slopes(inputs: Inputs, batch: Sequence[int]) -> tuple[Tensor, ...]:
+            # A row with fewer places repeats its first; what stands there is taken away below
+            at = torch.tensor([[*places[i], *[places[i][0]] * (width - len(places[i]))] for i in batch], device=table.device)
+            real = torch.arange(width, device=table.device) < torch.tensor([[len(places[i])] for i in batch], device=table.device)
+            lines = torch.arange(len(batch), device=table.device)[:, None]
+            embeddings = table[inputs.ids]
+            if read is not None:
+                for line, i in enumerate(batch):
+                    embeddings[line, list(places[i])] = read[i].to(table)
+            leaves = [embeddings.requires_grad_()]
+            if by_labels:
+                leaves.append(torch.zeros(*at.shape, len(table), device=table.device, requires_grad=True))
+            with_leaves = replace(inputs, embeddings=embeddings, label_places=at, labels=leaves[1] if by_labels else None)
+            total = self.loss(self.model, with_leaves).sum()
+            found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            return tuple(torch.where(real[..., None], slope, 0.0) for slope in (found[0][lines, at].float(), *found[1:]))
+
+        found = self._map(rows, [min(at) for at in places], slopes)
+        return Gradient(found[0], found[1] if by_labels else None)
+
+    def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:
+        """The gradient of each row's loss by the vector that the model makes of it, in float32; None where it has none."""
+        model, loss = self.model, self.loss
+        if not isinstance(model, VectorModel) or not isinstance(loss, VectorLoss):
+            return None
+
+        def slopes(inputs: Inputs, _: Sequence[int]) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                vectors = model.vector(inputs).float()
+            return torch.autograd.grad(loss.at(vectors.requires_grad_()).sum(), vectors)
+
+        distinct = list(dict.fromkeys(rows))
+        line = {row: i for i, row in enumerate(distinct)}
+        (found,) = self._map(distinct, [max(row.free[1] - 1, 0) for row in distinct], slopes)
+        return found[[line[row] for row in rows]]
+
+    def says(self, rows: Sequence[Encoded]) -> list[bool]:
+        """Whether greedy decoding after each row's prompt says its label; False of a model that says nothing."""
+        model = self.model
+        if not isinstance(model, CausalLM) or not rows:
+            return [False] * len(rows)
+        (said,) = self._map(rows, [max(row.free[1] - 1, 0) for row in rows], lambda inputs, _: (model.says(inputs),))
+        return [bool(one) for one in said.tolist()]
+
+    @torch.no_grad()
+    def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
+        """log p(next token) after each row of ids, special tokens included.
+
+        Raises:
+            FuseError: an empty row, of a model that has no start token.
+        """
+        if not all(rows):
+            raise FuseError("primary.prefix='': this model has no start token, so that an empty text has no next one; give a prefix")
+        roots = self._roots
+        if not roots.hold(rows):
+            # A row that begins another one is read off the other's pass
+            longest = sorted(set(rows), key=len, reverse=True)
+            roots = _Roots([row for i, row in enumerate(longest) if not any(other[: len(row)] == row for other in longest[:i])])
+        self._grow(roots, min([len(row) - 1 for row in rows] + ([] if self._first is None else [self._first])))
+        trunk = roots.trunk
+        assert trunk is not None
+        assert trunk.logits is not None
+        line, _ = roots.shared(rows, [len(row) for row in rows])
+        return trunk.logits[line, [trunk.columns.index(len(row) - 1) for row in rows]].float().log_softmax(-1)
+
+    def _map(
+        self, rows: Sequence[Encoded], limits: Sequence[int], function: Callable[[Inputs, Sequence[int]], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """`function` of batches of rows, as inputs and as indices; its results in the rows' order.
+
+        Of row i at most `limits[i]` tokens are left to a trunk. A batch that does not fit into memory is halved, and so are
+        all that follow.
+        """
+        trunk, parents, shared = self._branches(rows, limits)
+        todo = list(_batches(shared, [len(row.ids) for row in rows], self.batch_size, self._spare))
+        order: list[int] = []
+        found: list[tuple[Tensor, ...]] = []
+        while todo:
+            batch = todo.pop(0)
+            try:
+                inputs = pad([rows[i] for i in batch], self.model.device)
+                length = min(shared[i] for i in batch)
+                if trunk is not None and length:
+                    row = torch.tensor([parents[i] for i in batch], device=self.model.device)
+                    inputs = replace(inputs, branch=Branch(trunk, row, length))
+                found.append(function(inputs, batch))
+                order += batch
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                self.batch_size = (len(batch) + 1) // 2
+                log.warning("out of memory with %d rows at once; going on with batch_size=%d", len(batch), self.batch_size)
+                todo = [part[i : i + self.batch_size] for part in [batch, *todo] for i in range(0, len(part), self.batch_size)]
+        back = torch.tensor(order).argsort().to(found[0][0].device)
+        return tuple(torch.cat(parts)[back] for parts in zip(*found, strict=True))
+
+    def _branches(self, rows: Sequence[Encoded], limits: Sequence[int]) -> tuple[Trunk | None, list[int], list[int]]:
+        """A trunk, if there is one that pays; the row of it that each row goes on from, and how many tokens they share."""
+        none = [0] * len(rows)
+        if not self.model.branches:
+            return None, none, none
+        ids = [row.ids for row in rows]
+        for roots in (self._roots, self._fixed):
+            parents, shared = roots.shared(ids, limits)
+            shared = [length if length >= WORTH else 0 for length in shared]
+            # What the rows save has to outweigh what the trunk costs, unless it is there already
+            if any(shared) and (roots.trunk is not None or sum(shared) >= sum(len(roots.rows[i]) for i in set(parents))):
+                self._grow(roots, self._first)
+                if roots.trunk is not None and roots.trunk.states:
+                    return roots.trunk, parents, shared
+        return None, none, none
+
+    @torch.no_grad()
+    def _grow(self, roots: _Roots, first: int | None) -> None:
+        """Read the roots, unless that is done, and keep what is foretold after position `first` and all that follow.
+
+        None keeps the last ones alone.
+        """
+        first = min(map(len, roots.rows)) - 1 if first is None else max(first, 0)
+        if roots.trunk is not None and roots.trunk.columns[0] <= first:
+            return
+        rows = [Encoded(ids, (), (0, 0), (0, 0)) for ids in roots.rows]
+        inputs = pad(rows, self.model.device)
+        if self.model.branches:
+            inputs = replace(inputs, branch=self._stem(roots, first))
+        roots.trunk = self.model.read(inputs, range(first, inputs.ids.shape[1]))
+
+    def _stem(self, roots: _Roots, first: int) -> Branch | None:
+        """Where roots branch off themselves: from those before them, which the search has expanded, or from the prefix."""
+        limits = [len(row) - 1 for row in roots.rows]
+        if roots is not self._fixed and len(self._prefix) >= WORTH:
+            self._grow(self._fixed, None)
+        for older in (roots.before, self._fixed):
+            if older is None or older is roots or older.trunk is None or not older.trunk.states:
+                continue
+            # What is to be foretold within the stem has to be known there
+            known = older.trunk.columns[0] <= first
+            lines, shared = older.shared(roots.rows, limits if known else [min(limit, first) for limit in limits])
+            if min(shared) >= WORTH:
+                return Branch(older.trunk, torch.tensor(lines, device=self.model.device), min(shared))
+        return None
 
 
-def vector_gradient(model: VectorModel, loss: VectorLoss, rows: Sequence[Encoded], batch_size: int) -> Float[Tensor, "b e"]:
-    """The gradient of each row's loss by the vector that the model makes of it, in float32; equal rows share a pass."""
-    distinct = list(dict.fromkeys(rows))
-    found = []
-    for batch in _batches(range(len(distinct)), [1] * len(distinct), batch_size):
-        with torch.no_grad():
-            vectors = model.vector(pad([distinct[i] for i in batch], model.device)).float()
-        (slope,) = torch.autograd.grad(loss.at(vectors.requires_grad_()).sum(), vectors)
-        found.append(slope)
-    line = {row: i for i, row in enumerate(distinct)}
-    return torch.cat(found)[[line[row] for row in rows]]
+class _Roots:
+    """Rows of ids that others may go on from, and the trunk that the model made of them, once it has."""
+
+    def __init__(self, rows: Sequence[Ids], before: _Roots | None = None) -> None:
+        self.rows = list(rows)
+        self.before = before
+        self.trunk: Trunk | None = None
+        width = max(map(len, self.rows), default=0)
+        self._table = torch.tensor([[*row, *[-1] * (width - len(row))] for row in self.rows], dtype=torch.long).reshape(
+            len(self.rows), width
+        )
+
+    def shared(self, rows: Sequence[Ids], limits: Sequence[int]) -> tuple[list[int], list[int]]:
+        """For each row the root that it shares the longest beginning with, of at most `limits[i]` tokens, and its length."""
+        width = self._table.shape[1]
+        if not width or not rows:
+            return [0] * len(rows), [0] * len(rows)
+        table = torch.tensor([[*row[:width], *[-2] * (width - len(row))] for row in rows], dtype=torch.long)
+        longest, line = (table[:, None] == self._table).cumprod(-1).sum(-1).max(1)
+        return line.tolist(), torch.minimum(longest, torch.tensor(limits)).tolist()
+
+    def hold(self, rows: Sequence[Ids]) -> bool:
+        """Whether each row is the beginning of a root."""
+        lengths = [len(row) for row in rows]
+        return self.shared(rows, lengths)[1] == lengths
 
 
-def says(model: CausalLM, rows: Sequence[Encoded], batch_size: int) -> Iterator[bool]:
-    """Whether greedy decoding after each row's prompt says its label."""
-    for batch in _batches(range(len(rows)), [1] * len(rows), batch_size):
-        yield from model.says(pad([rows[i] for i in batch], model.device)).tolist()
-
-
-def _batches(order: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """At most `size` rows at a time, none much longer than the first of its batch, so that padding stays small."""
-    start = 0
-    while start < len(order):
-        limit = 1.25 * lengths[order[start]] + 1
-        end = next((i for i in range(start, len(order)) if i - start == size or lengths[order[i]] > limit), len(order))
-        yield order[start:end]
-        start = end
+def _batches(shared: Sequence[int], lengths: Sequence[int], size: int, spare: float) -> Iterator[list[int]]:
+    """At most `size` rows at a time that have about as much to read, so that few tokens, about `spare`, are read in vain."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] - shared[i], shared[i], i))
+    batch: list[int] = []
+    start, end, wanted = 0, 0, 0
+    for i in order:
+        joined = min(start, shared[i]), max(end, lengths[i]), wanted + lengths[i] - shared[i]
+        vain = (len(batch) + 1) * (joined[1] - joined[0]) - joined[2]
+        if batch and (len(batch) == size or vain > VAIN * joined[2] + spare):
+            yield batch
+            batch = []
+        start, end, wanted = joined if batch else (shared[i], lengths[i], lengths[i] - shared[i])
+        batch.append(i)
+    if batch:
+        yield batch

@@ -16,6 +16,27 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Trunk:
+    """Rows that a causal model has read, kept so that others go on from them."""
+
+    states: Sequence[tuple[Float[Tensor, "r h t e"], Float[Tensor, "r h t e"]]]
+    """Keys and values of every layer; empty where the model cannot go on from the middle of a row."""
+    columns: Sequence[int] = ()
+    """The positions, one after another, after which `logits` foretell the next token."""
+    logits: Float[Tensor, "r c v"] | None = None
+    hidden: Float[Tensor, "r c d"] | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a batch need not read anew: row i shares its first `length` tokens with row `row[i]` of `trunk`."""
+
+    trunk: Trunk
+    row: Int[Tensor, " b"]
+    length: int
+
+
+@dataclass(frozen=True)
 class Inputs:
     """A padded batch for one model. `embeddings` and `labels` are set where a gradient is wanted."""
 
@@ -32,6 +53,8 @@ class Inputs:
     """Positions whose own token is picked as a label through `labels`; a repeated one adds up."""
     labels: Float[Tensor, "b p v"] | None = None
     """A shift of the one-hot rows by which a loss picks the tokens at `label_places`; zero in value, read for its gradient."""
+    branch: Branch | None = None
+    """Where a causal model goes on from; the ids hold the whole rows nevertheless."""
 
 
 @dataclass(frozen=True)

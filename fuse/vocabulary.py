@@ -128,9 +128,13 @@ class Vocabulary:
 
     def nearest(self, points: Float[Tensor, "*b d"], allowed: Bool[Tensor, " v"]) -> Int[Tensor, "*b"]:
         """The allowed token whose embedding is the closest to each point."""
-        table = self.embedding[allowed].float()
-        distance = table.square().sum(-1) - 2 * points.float() @ table.T
-        return allowed.nonzero().flatten()[distance.argmin(-1)]
+        # The smallest |p - e|^2 is the largest p . e - |e|^2 / 2
+        closeness = points.float() @ self.embedding.float().T - self._half_squares
+        return closeness.masked_fill_(~allowed, -torch.inf).argmax(-1)
+
+    @cached_property
+    def _half_squares(self) -> Float[Tensor, " v"]:
+        return self.embedding.float().square().sum(-1) / 2
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fuse
-from fuse import scoring
 from fuse.losses import Loss
+from fuse.scoring import Scorer
 from fuse.vocabulary import Encoded, Template, pad
 
 PROMPTS = ["A red house in the snow.", "There is", "a blue cup", "Anna", "A big turquoise umbrella stands alone by the sea."]
@@ -84,7 +84,7 @@ def test_gradient_by_one_hot_tokens_equals_finite_differences(lm: fuse.CausalLM,
     model = fuse.CausalLM(lm.network.double(), lm.vocabulary.tokenizer)
     try:
         row = rows(model, loss)[0]
-        found = scoring.gradient(model, loss, [row], 8, [range(len(row.ids))])
+        found = Scorer(model, loss, row).gradient([row], [range(len(row.ids))])
         table = model.vocabulary.embedding
         generator = torch.Generator().manual_seed(0)
 

@@ -635,7 +635,8 @@ def test_the_gradient_of_embeddings_regularisers_equals_finite_differences(
     tokens = allowed[torch.randint(len(allowed), (3, 2), generator=generator)]
     tokens[2, 1] = tokens[0, 0]  # two points that are nearly one
     points = table[tokens] + 0.1 * radius * torch.nn.functional.normalize(torch.randn(3, 2, table.shape[1], generator=generator), dim=-1)
-    got = method._regulariser_gradient(points.float(), guide).double()
+    nearest = guide.vocabulary.embedding[guide.vocabulary.nearest(points, guide.allowed)]
+    got = method._regulariser_gradient(points.float(), nearest, radius).double()
 
     def value(at: torch.Tensor) -> float:
         distance = torch.stack([torch.cdist(row, table[allowed]).amin(1).mean() for row in at]).sum() / radius

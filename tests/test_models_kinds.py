@@ -1,4 +1,4 @@
-"""open_clip models, classifiers, masked LMs and captioners: what they tell is what their networks tell."""
+"""open_clip models, classifiers, language models and captioners: what they tell is what their networks tell."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers import models as token_models
 
 from fuse.errors import FuseError
-from fuse.models import Captioner, Classifier, MaskedLM, Model, OpenCLIP, open_image
+from fuse.losses import NLL
+from fuse.models import Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, open_image
 from fuse.models.open_clip import fast_tokenizer
+from fuse.objective import Term
 from fuse.types import Inputs
 from fuse.vocabulary import Template, Vocabulary, pad
 
@@ -461,3 +463,45 @@ def test_captioner_mistakes_are_told(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(FuseError, match=r"model_id=.*blip"):
         Captioner.load(str(folder))
+
+
+# ---- causal LMs ----
+WINDOW = {"sliding_window": 6, "num_key_value_heads": 1}
+CAUSAL: dict[str, Any] = {
+    "gpt2": transformers.GPT2Config(vocab_size=64, **GPT2, **ENDS),
+    "llama": transformers.LlamaConfig(vocab_size=64, **LLAMA, **ENDS),
+    "phi": transformers.PhiConfig(vocab_size=64, **LLAMA, **ENDS),
+    "gpt_neox": transformers.GPTNeoXConfig(vocab_size=64, **LLAMA, **ENDS),
+    "opt": transformers.OPTConfig(vocab_size=64, ffn_dim=48, word_embed_proj_dim=32, **LLAMA, **ENDS),
+    "bloom": transformers.BloomConfig(vocab_size=64, n_layer=2, n_head=2, hidden_size=32, **ENDS),
+    "mistral, short windows": transformers.MistralConfig(vocab_size=64, **LLAMA, **WINDOW, **ENDS),
+    "gemma2, short windows": transformers.Gemma2Config(vocab_size=64, head_dim=16, **LLAMA, **WINDOW, **ENDS),
+    "mamba": transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, **ENDS),
+}
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, kind: str) -> None:
+    tokenizer = word_tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>")
+    folder = save(tmp_path / "lm", transformers.AutoModelForCausalLM, CAUSAL[kind], tokenizer)
+    model = CausalLM.load(str(folder))
+    term = Term(model, NLL(), prefix="a picture")
+    beam = ["a red house in the snow a dog", "the blue cup in a house"]
+    texts = [
+        *(f"{text} {word}" for text in beam for word in WORDS[:4]),
+        "a red house in a snow a dog",
+        "the blue cup",
+        "a red dog in a house",
+    ]
+    rows = term.encode(texts)
+    plain = []
+    for row in rows:
+        logits = model.network(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        plain.append(-sum(float(logits[t - 1, row.ids[t]]) for t in range(*row.free)) / (row.free[1] - row.free[0]))
+    term.scorer._spare = 0
+    for _ in range(2):
+        term.scorer.expand(term.encode(beam))
+        assert term.scorer.score(rows).tolist() == pytest.approx(plain, abs=1e-4)
+        term.scorer._losses.clear()
+        beam = texts[:3]
+    assert model.branches == (kind != "mamba")

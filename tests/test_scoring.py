@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import fuse
-from fuse import scoring
+from fuse.scoring import Scorer, _batches
 from fuse.vocabulary import Template
 
 PROMPTS = ["A red house", "a cup", "A red house", "Two big umbrellas stand by the sea in heavy rain, and nobody knows why.", "A red cup"]
@@ -19,16 +21,21 @@ def term(request: pytest.FixtureRequest) -> fuse.Term:
     return fuse.Term(model, loss, prefix="See", suffix=".")
 
 
+def scorer(term: fuse.Term, batch_size: int = 128) -> Scorer:
+    """A new one, which remembers nothing."""
+    return Scorer(term.model, term.loss, term.surroundings, batch_size)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 128])
 def test_batched_equals_single(term: fuse.Term, batch_size: int) -> None:
     rows = term.encode(PROMPTS)
-    alone = torch.cat([scoring.score(term.model, term.loss, [row], 1) for row in rows])
-    together = scoring.score(term.model, term.loss, rows, batch_size)
+    alone = torch.cat([scorer(term, 1).score([row]) for row in rows])
+    together = scorer(term, batch_size).score(rows)
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
     assert together[0] == together[2]
     places = [range(*row.free) for row in rows]
-    single = [scoring.gradient(term.model, term.loss, [row], 1, [place]) for row, place in zip(rows, places, strict=True)]
-    batched = scoring.gradient(term.model, term.loss, rows, batch_size, places)
+    single = [scorer(term, 1).gradient([row], [place]) for row, place in zip(rows, places, strict=True)]
+    batched = scorer(term, batch_size).gradient(rows, places)
     for i, place in enumerate(places):
         torch.testing.assert_close(batched.embedding[i, : len(place)], single[i].embedding[0], atol=1e-5, rtol=1e-3)
         assert not batched.embedding[i, len(place) :].any()
@@ -42,15 +49,106 @@ def test_equal_rows_are_scored_once(term: fuse.Term, monkeypatch: pytest.MonkeyP
     loss = type(term.loss)
     original = loss.__call__
     monkeypatch.setattr(loss, "__call__", lambda self, model, inputs: (seen.append(len(inputs.ids)), original(self, model, inputs))[1])
-    scoring.score(term.model, term.loss, term.encode(PROMPTS), 128)
+    fresh = scorer(term)
+    first = fresh.score(term.encode(PROMPTS))
+    assert sum(seen) == len(set(PROMPTS))
+    assert torch.equal(fresh.score(term.encode(PROMPTS[::-1])).flip(0), first)
     assert sum(seen) == len(set(PROMPTS))
 
 
-def test_padding_stays_small() -> None:
+@pytest.mark.parametrize("shared", [[0] * 8, [2, 0, 1, 3, 2, 8, 1, 40]])
+@pytest.mark.parametrize("spare", [0, 20])
+def test_little_is_read_in_vain(shared: list[int], spare: int) -> None:
     lengths = [3, 3, 4, 4, 5, 9, 10, 60]
-    batches = [list(b) for b in scoring._batches(range(8), lengths, 3)]
-    assert [i for batch in batches for i in batch] == list(range(8))
-    assert all(len(b) <= 3 and lengths[b[-1]] <= 1.25 * lengths[b[0]] + 1 for b in batches)
+    batches = list(_batches(shared, lengths, 3, spare))
+    assert sorted(i for batch in batches for i in batch) == list(range(8))
+    for batch in batches:
+        needed = sum(lengths[i] - shared[i] for i in batch)
+        read = len(batch) * (max(lengths[i] for i in batch) - min(shared[i] for i in batch))
+        assert len(batch) <= 3
+        assert read <= 1.1 * needed + spare
+
+
+BEAM = ["See how a red house stands in the deep snow of winter", "A blue cup lies on the"]
+CHILDREN = [
+    "See how a red house stands in the deep snow of spring",
+    "See how a red house stands in the",
+    "See how a red house stands in the deep snow of winter",
+    "See how a red house stands in deep deep snow of winter",
+    "A blue cup lies on the table",
+    "A blue cup lies near the",
+    "Nothing that was ever read",
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "This picture was drawn for you, and it shows:"])
+@pytest.mark.parametrize("kind", [fuse.NLL, fuse.LogProb, fuse.KLDiv, "label", "label and prompt", "clip", "minilm"])
+def test_with_reuse_equals_without(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: Any, prefix: str) -> None:
+    """What candidates share with the rows that they come from is read once, and so is the prefix; nothing changes by it."""
+    if kind in ("clip", "minilm"):
+        model = request.getfixturevalue(kind)
+        loss: Any = fuse.CosineDistance(model.embed_texts(["A blue boat on the sea."])[0])
+    else:
+        model = request.getfixturevalue("lm")
+        labels = {"label": fuse.CrossEntropy("by the sea."), "label and prompt": fuse.CrossEntropy("by the sea.", 0.5)}
+        loss = labels[kind] if isinstance(kind, str) else kind()
+    term = fuse.Term(model, loss, prefix=prefix, suffix="and so on")
+    rows, beam = term.encode(CHILDREN), term.encode(BEAM)
+    places = [[row.free[1] - 2, row.free[1] - 1] for row in rows]
+    plain, reusing = scorer(term), scorer(term)
+    monkeypatch.setattr(plain, "_branches", lambda rows, limits: (None, [0] * len(rows), [0] * len(rows)))
+    plain._spare = reusing._spare = 0  # reuse wherever it saves a token
+    tokens_read: list[int] = []
+    layer = model.embedding_layer.register_forward_hook(lambda _, given, out: tokens_read.append(given[0].numel()))
+    try:
+        wanted, slopes = plain.score(rows), plain.gradient(rows, places)
+        without = sum(tokens_read)
+        tokens_read.clear()
+        for _ in range(2):  # the second beam goes on from the first one's
+            reusing.expand(beam)
+            torch.testing.assert_close(reusing.score(rows), wanted, atol=2e-5, rtol=0)
+            found = reusing.gradient(rows, places)
+            torch.testing.assert_close(found.embedding, slopes.embedding, atol=5e-5, rtol=1e-3)
+            if slopes.labels is not None:
+                torch.testing.assert_close(found.labels, slopes.labels, atol=5e-5, rtol=1e-3)
+            beam, reusing._losses = [beam[1], rows[0], rows[4]], type(reusing._losses)()
+        assert (sum(tokens_read) / 2 < without) == model.branches
+    finally:
+        layer.remove()
+
+
+def test_the_next_token_after_rows_of_the_beam_costs_no_pass_of_its_own(lm: fuse.CausalLM) -> None:
+    term = fuse.Term(lm, fuse.NLL())
+    passes: list[int] = []
+    hook = lm.network.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        beam = term.encode(BEAM)
+        term.scorer._spare = 0  # do not read in vain what would join two batches
+        term.scorer.expand(beam)
+        ids = [row.ids for row in beam]
+        found = term.scorer.next_token_log_probs([ids[0], ids[1], ids[0][:4]])
+        term.scorer.score(term.around([(*row.free_ids, row.free_ids[1]) for row in beam]))
+        assert len(passes) == 1
+        fresh = scorer(term)
+        alone = torch.cat([fresh.next_token_log_probs([row]) for row in (ids[0], ids[1], ids[0][:4])])
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+    finally:
+        hook.remove()
+
+
+def test_a_batch_that_does_not_fit_is_halved(lm: fuse.CausalLM, caplog: pytest.LogCaptureFixture) -> None:
+    class Greedy(fuse.NLL):
+        def __call__(self, model: fuse.CausalLM, inputs: Any) -> torch.Tensor:
+            if len(inputs.ids) > 2:
+                raise torch.OutOfMemoryError
+            return super().__call__(model, inputs)
+
+    term = fuse.Term(lm, fuse.NLL())
+    tight = Scorer(lm, Greedy(), term.surroundings)
+    rows = term.encode(CHILDREN)
+    torch.testing.assert_close(tight.score(rows), scorer(term).score(rows), atol=2e-5, rtol=0)
+    assert tight.batch_size <= 2
+    assert "out of memory" in caplog.text
 
 
 def test_a_neutral_point_hides_the_token(clip: fuse.CLIP, house: torch.Tensor) -> None:
@@ -59,7 +157,7 @@ def test_a_neutral_point_hides_the_token(clip: fuse.CLIP, house: torch.Tensor) -
     (row,) = Template().encode(clip.vocabulary, ["a red house"])
     other = row.with_free_ids((row.free_ids[0], 7, *row.free_ids[2:]))
     place, read = [[row.free[0] + 1]], [clip.vocabulary.point("mean")[None]]
-    got = [scoring.gradient(clip, loss, [r], 1, place, read).embedding for r in (row, other)]
+    got = [Scorer(clip, loss, row).gradient([r], place, read).embedding for r in (row, other)]
     torch.testing.assert_close(got[0], got[1])
-    plain = [scoring.gradient(clip, loss, [r], 1, place).embedding for r in (row, other)]
+    plain = [Scorer(clip, loss, row).gradient([r], place).embedding for r in (row, other)]
     assert not torch.allclose(plain[0], plain[1])

@@ -49,7 +49,7 @@ class LinearModel(EmbeddingModel):
         raise NotImplementedError
 
     def vector(self, inputs: Inputs) -> torch.Tensor:
-        with self.reading(inputs):
+        with self.reading(inputs.embeddings):
             embeddings = self.embedding_layer(inputs.ids)
         return (embeddings * self.by_position[: inputs.ids.shape[1]] * inputs.mask[..., None]).sum(1)
 

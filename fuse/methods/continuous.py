@@ -33,11 +33,6 @@ class Continuous(Method):
         return moved.detach(), optimiser.state_dict()
 
 
-def nearest_rows(points: Float[Tensor, "b s d"], guide: Guide) -> list[Ids]:
-    """The allowed tokens that are the closest to each continuous prompt."""
-    return [tuple(row) for row in guide.vocabulary.nearest(points, guide.allowed).tolist()]
-
-
 def spellable(rows: Sequence[Ids], guide: Guide) -> list[tuple[int, int, Ids]]:
     """Rows as proposals; where tokens do not spell themselves, the tokens that their text has instead."""
     spelled = guide.spelled(guide.vocabulary.decode(rows))

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from fuse.errors import FuseError
 from fuse.guide import Guide
 from fuse.methods.base import as_candidates, require_choices, require_not_negative, require_positive
-from fuse.methods.continuous import Continuous, nearest_rows
+from fuse.methods.continuous import Continuous
 from fuse.types import Candidates, Ids
 
 CENTROIDS = 256
@@ -68,12 +68,17 @@ class Embedding(Continuous):
 
     def propose(self, state: State | None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[State, Candidates]:
         state = state or self._begin(beam[0], guide, generator)
-        radius = _radius(guide)
-        gradient = self._objective_gradient(state.points, guide) + self._regulariser_gradient(state.points, guide)
+        radius = guide.radius
+        rows = guide.nearest_rows(state.points)
+        nearest = guide.vocabulary.embedding[torch.tensor(rows, device=state.points.device)].float()
+        # The objective's gradient, partly at the points and partly at the tokens nearest to them
+        at = [(1 - self.straight_through, state.points), (self.straight_through, nearest)]
+        gradient = self._regulariser_gradient(state.points, nearest, radius)
+        gradient += sum((share * guide.embedding_gradient(where, rows) for share, where in at if share), torch.zeros_like(gradient))
         unit = radius / state.points.shape[-1] ** 0.5
         points, memory = self.descend(state.points / unit, unit * gradient, state.memory)
         points = radius * normalize(points, dim=-1)
-        spelled = guide.spelled(guide.vocabulary.decode(nearest_rows(points, guide)))
+        spelled = guide.spelled(guide.vocabulary.decode(guide.nearest_rows(points)))
         rows = list(dict.fromkeys(row for row in spelled if row))
         succeeded = {row for row, said in zip(rows, guide.says_label(rows), strict=True) if said}
         again = torch.tensor([row in succeeded for row in spelled], device=points.device)
@@ -98,8 +103,8 @@ class Embedding(Continuous):
             pool = table[tokens[distance.topk(min(16, len(tokens)), largest=False).indices.flatten()]]
         else:
             pool = _centroids(table[tokens], CENTROIDS, generator) if self.start == "kmeans" else table[tokens]
-        points = self._draw(pool, self.search_width, len(first), _radius(guide), generator)
-        points[0] = _radius(guide) * normalize(table[list(first)], dim=-1)
+        points = self._draw(pool, self.search_width, len(first), guide.radius, generator)
+        points[0] = guide.radius * normalize(table[list(first)], dim=-1)
         return State(points, None, pool)
 
     def _draw(
@@ -109,16 +114,11 @@ class Embedding(Continuous):
         drawn = torch.randint(len(pool), (rows, length), generator=generator).to(pool.device)
         return radius * normalize(pool[drawn], dim=-1)
 
-    def _objective_gradient(self, points: Float[Tensor, "b s d"], guide: Guide) -> Float[Tensor, "b s d"]:
-        """The objective's gradient, partly at the points and partly at the tokens nearest to them."""
-        nearest = guide.vocabulary.embedding[guide.vocabulary.nearest(points, guide.allowed)]
-        at = [(1 - self.straight_through, points), (self.straight_through, nearest.to(points))]
-        return sum((share * guide.embedding_gradient(where) for share, where in at if share), torch.zeros_like(points))
-
-    def _regulariser_gradient(self, points: Float[Tensor, "b s d"], guide: Guide) -> Float[Tensor, "b s d"]:
+    def _regulariser_gradient(
+        self, points: Float[Tensor, "b s d"], nearest: Float[Tensor, "b s d"], radius: float
+    ) -> Float[Tensor, "b s d"]:
         """The gradient of the method's own two terms."""
-        radius = _radius(guide)
-        closest = guide.vocabulary.embedding[guide.vocabulary.nearest(points, guide.allowed)].float() / radius
+        closest = nearest / radius
         leaf = (points / radius).requires_grad_()
         distance = (leaf - closest).square().sum(-1).add(1e-12).sqrt().mean(1).sum()
         flat = leaf.flatten(0, 1)
@@ -130,11 +130,6 @@ class Embedding(Continuous):
 
 BANDWIDTH = 0.5
 """The distance, in units of the sphere's radius, at which two points begin to count as two."""
-
-
-def _radius(guide: Guide) -> float:
-    """The mean norm of the allowed embeddings: the radius of the token sphere."""
-    return float(guide.vocabulary.embedding[guide.allowed].float().norm(dim=-1).mean())
 
 
 def _centroids(points: Float[Tensor, "n d"], count: int, generator: torch.Generator, rounds: int = 10) -> Float[Tensor, "c d"]:

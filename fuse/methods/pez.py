@@ -10,7 +10,7 @@ import torch
 
 from fuse.guide import Guide
 from fuse.methods.base import as_candidates, require_positive
-from fuse.methods.continuous import Continuous, nearest_rows, spellable
+from fuse.methods.continuous import Continuous, spellable
 from fuse.types import Candidates, Ids
 
 
@@ -30,7 +30,8 @@ class PEZ(Continuous):
 
     def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates]:
         table = guide.vocabulary.embedding
-        points, memory = state or (table[torch.tensor([beam[0]], device=table.device)].float(), None)
-        at = table[torch.tensor(nearest_rows(points, guide), device=table.device)]
-        points, memory = self.descend(points, guide.embedding_gradient(at), memory)
-        return (points, memory), as_candidates(spellable(nearest_rows(points, guide), guide))
+        points, rows, memory = state or (table[torch.tensor([beam[0]], device=table.device)].float(), [beam[0]], None)
+        at = table[torch.tensor(rows, device=table.device)]
+        points, memory = self.descend(points, guide.embedding_gradient(at, rows), memory)
+        rows = guide.nearest_rows(points)
+        return (points, rows, memory), as_candidates(spellable(rows, guide))

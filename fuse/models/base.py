@@ -1,7 +1,7 @@
 """What every model offers: a vocabulary, and forward passes over `Inputs`. No losses, no targets.
 
 A new kind of model is one file: load the network, hand its tokenizer and embedding layer to `Model.__init__`, and write
-its forward pass through `self.reading(inputs)`, which makes the network read `inputs.embeddings` where they are given.
+its forward pass through `self.reading(embeddings)`, which makes the network read `inputs.embeddings` where they are given.
 The network's own forward code is run as it is, so results are its own.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.types import Ids, Inputs
+from fuse.types import Branch, Ids, Inputs, Trunk
 from fuse.vocabulary import Template, Vocabulary, pad
 
 SAMPLED = 64
@@ -30,6 +30,9 @@ SAMPLED = 64
 
 class Model(ABC):
     """A frozen network in evaluation mode with its vocabulary."""
+
+    branches = False
+    """Whether the model goes on from the `Trunk` that `read` makes, reading no token before the branch again."""
 
     def __init__(
         self,
@@ -56,6 +59,11 @@ class Model(ABC):
             FuseError: the model cannot be found or read.
         """
 
+    @cached_property
+    def size(self) -> int:
+        """How many weights stand before the output layer, those of the token table left out."""
+        return max(1, sum(w.numel() for w in self.network.parameters() if w.shape[:1] != self.vocabulary.embedding.shape[:1]))
+
     @property
     def device(self) -> torch.device:
         return self.vocabulary.embedding.device
@@ -69,13 +77,17 @@ class Model(ABC):
             digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()
 
+    def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
+        """What other rows can go on from; `columns` are the positions after which a language model foretells."""
+        raise NotImplementedError
+
     @contextmanager
-    def reading(self, inputs: Inputs) -> Iterator[None]:
-        """Within this context the network's embedding layer returns `inputs.embeddings`, if there are any."""
-        if inputs.embeddings is None:
+    def reading(self, embeddings: Float[Tensor, "b t d"] | None) -> Iterator[None]:
+        """Within this context the network's embedding layer returns these embeddings, if there are any."""
+        if embeddings is None:
             yield
             return
-        handle = self.embedding_layer.register_forward_hook(lambda *_: inputs.embeddings)
+        handle = self.embedding_layer.register_forward_hook(lambda *_: embeddings)
         try:
             yield
         finally:
@@ -106,6 +118,17 @@ class EmbeddingModel(VectorModel):
                 limit = self.vocabulary.max_length
                 raise FuseError(f"target={text[:40]!r}...: {len(row.ids)} tokens, expected at most {limit}; shorten it")
         return self.vector(pad(rows, self.device))
+
+
+def cache_of(branch: Branch | None, rows: Tensor, config: Any = None) -> Any:
+    """The keys and values that these rows of a batch go on from, as transformers has them; empty without a branch."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=config)
+    if branch is not None:
+        for layer, (keys, values) in enumerate(branch.trunk.states):
+            cache.update(keys[branch.row[rows], :, : branch.length], values[branch.row[rows], :, : branch.length], layer)
+    return cache
 
 
 def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fuse.errors import FuseError
-from fuse.models.base import Model, load_network, load_pretrained
-from fuse.types import Inputs
+from fuse.models.base import Model, cache_of, load_network, load_pretrained
+from fuse.types import Branch, Inputs, Trunk
+
+LINES = 8
+"""Of how many positions the logits are summed at once."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,16 @@ class CausalLM(Model):
     """A Hugging Face causal LM. Every context begins with its BOS (else EOS) token, where it has one."""
 
     def __init__(self, network: Any, tokenizer: Any) -> None:
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         length = getattr(network.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
         head = () if start is None else (int(start),)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
         # Whether the output table is the very table that the embedding layer returns
         head_table = network.get_output_embeddings().weight
+        self.branches = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=network.config).layers)
         self.tied = head_table.shape == self.vocabulary.embedding.shape and torch.equal(head_table, self.vocabulary.embedding)
 
     @classmethod
@@ -51,36 +58,80 @@ class CausalLM(Model):
         tokenizer = load_pretrained(AutoTokenizer, model_id)
         return cls(load_network(AutoModelForCausalLM, model_id, dtype=dtype, **options).to(device), tokenizer)
 
-    def predictions(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> Predictions | None:
-        """What the model says of every position from the first to the last that `read` marks; None if it marks none.
+    def predictions(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> list[Predictions]:
+        """What the model says of every position from the first to the last that `read` marks, piece by piece.
 
         Only contexts that somebody reads are run, and each different one once: candidates that differ in their last
-        token alone share one forward pass. Position 0 has no context and is never read.
+        token alone share one forward pass, and what they share with a trunk is taken from there. Position 0 has no
+        context and is never read.
         """
         columns = (read & _has_context(read)).any(0).nonzero()
         if not len(columns):
-            return None
+            return []
         first, last = int(columns[0]), int(columns[-1]) + 1
-        ids, row = inputs.ids[:, : last - 1], torch.arange(len(inputs.ids), device=inputs.ids.device)
-        mask, embeddings = inputs.mask[:, : last - 1], inputs.embeddings
+        branch, start, pieces = inputs.branch, 0, []
+        if branch is not None:
+            start = branch.length
+            if first <= start:
+                pieces.append(_from_trunk(branch, first, min(last, start + 1)))
+                first = start + 1
+            if first >= last:
+                return pieces
+        ids, row = inputs.ids[:, start : last - 1], torch.arange(len(inputs.ids), device=inputs.ids.device)
+        mask, embeddings, distinct = inputs.mask[:, start : last - 1], inputs.embeddings, row
         if embeddings is None:
             # A row's own last token is not read by itself: blank it, so that rows that differ only there are equal
             ends = (inputs.mask.sum(1, keepdim=True) - 1).clamp_min(1)
-            mask = mask & (torch.arange(last - 1, device=ids.device) < ends)
-            keys, row = torch.where(mask, ids, -1).unique(dim=0, return_inverse=True)
-            mask, ids = keys >= 0, keys.clamp_min(0)
+            mask = mask & (torch.arange(start, last - 1, device=ids.device) < ends)
+            parent = row[:, None] * 0 if branch is None else branch.row[:, None]
+            keys, row = torch.cat([parent, torch.where(mask, ids, -1)], 1).unique(dim=0, return_inverse=True)
+            distinct = row.new_zeros(len(keys)).scatter_(0, row, torch.arange(len(row), device=row.device))
+            ids, mask = ids[distinct], mask[distinct]
         else:
-            embeddings = embeddings[:, : last - 1]
-        keep = torch.arange(first - 1, last - 1, device=ids.device)
+            embeddings = embeddings[:, start : last - 1]
+        cache = cache_of(branch, distinct, self.network.config) if branch is not None else None
+        logits, hidden = self._run(ids, mask, embeddings, cache, range(first - 1 - start, last - 1 - start))
+        return [*pieces, Predictions(logits, hidden, row, first, last)]
+
+    @torch.no_grad()
+    def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
+        """Keys and values of whole rows, and the predictions after `columns`, those before a branch from its trunk."""
+        branch, start = inputs.branch, inputs.branch.length if inputs.branch else 0
+        rows = torch.arange(len(inputs.ids), device=self.device)
+        cache = cache_of(branch, rows, self.network.config) if self.branches else None
+        new = [column - start for column in columns if column >= start]
+        logits, hidden = self._run(inputs.ids[:, start:], inputs.mask[:, start:], None, cache, new)
+        if branch is not None and len(new) < len(columns):
+            known = _from_trunk(branch, columns[0] + 1, start + 1)
+            logits, hidden = (torch.cat([old[branch.row], of], 1) for old, of in ((known.logits, logits), (known.hidden, hidden)))
+        states = [(layer.keys, layer.values) for layer in cache.layers] if cache is not None else []
+        # A layer with a sliding window may have let go of the first tokens
+        whole = all(keys is not None and keys.shape[-2] == inputs.ids.shape[1] for keys, _ in states)
+        return Trunk(states if whole else (), columns, logits, hidden)
+
+    def _run(
+        self,
+        ids: Int[Tensor, "u t"],
+        mask: Bool[Tensor, "u t"],
+        embeddings: Float[Tensor, "u t d"] | None,
+        cache: Any,
+        columns: Sequence[int],
+    ) -> tuple[Float[Tensor, "u c v"], Float[Tensor, "u c d"]]:
+        """Logits and last hidden states after some of the columns, of which the first is the first that the cache lacks."""
+        if cache is not None:
+            mask = torch.cat([mask.new_ones(len(mask), cache.get_seq_length()), mask], 1)
+        keep = torch.tensor(columns, device=self.device)
         hidden: list[Tensor] = []
         hook = self.network.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: hidden.append(arguments[0]))
         try:
-            with self.reading(Inputs(ids, mask, mask, mask, embeddings)):
-                logits = self.network(input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=False).logits
+            with self.reading(embeddings):
+                out = self.network(
+                    input_ids=ids, attention_mask=mask.long(), past_key_values=cache, logits_to_keep=keep, use_cache=cache is not None
+                )
         finally:
             hook.remove()
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half types are too coarse for the sum
-        return Predictions(logits, hidden[0], row, first, last)
+        # Half types are too coarse for the sum over the vocabulary
+        return out.logits.to(torch.promote_types(out.logits.dtype, torch.float32)), hidden[0]
 
     def label_log_probs(self, inputs: Inputs, read: Bool[Tensor, "b t"], *, as_embedding: bool = False) -> Float[Tensor, "b t"]:
         """log p(x_t | x_<t) where `read` is true, else 0.
@@ -88,50 +139,44 @@ class CausalLM(Model):
         A shift `inputs.labels` adds labels . log p at its places, zero in value. With `as_embedding`, the label of
         position t is `inputs.embeddings` there: its shift from the table's row adds shift . h, zero in value at a token.
         """
-        out = self.predictions(inputs, read)
-        if out is None:
-            return read.new_zeros(read.shape, dtype=torch.float32)
-        row, columns = out.row[:, None], torch.arange(out.last - out.first, device=read.device)
-        normaliser = out.logits.logsumexp(-1)
-        labels = inputs.ids[:, out.first : out.last]
-        picked = out.logits[row, columns, labels] - normaliser[out.row]
-        if as_embedding and inputs.embeddings is not None:
-            shift = inputs.embeddings[:, out.first : out.last] - self.vocabulary.embedding[labels]
-            picked = picked + (shift * out.hidden[out.row]).sum(-1)
-        result = picked.new_zeros(read.shape)
-        result[:, out.first : out.last] = picked
-        if inputs.labels is not None and inputs.label_places is not None:
-            near = (inputs.label_places - out.first).clamp(0, len(columns) - 1)  # the places that nobody reads are dropped below
-            log_probs = out.logits[row, near] - normaliser[row, near][..., None]
-            result = result.scatter_add(1, inputs.label_places, (inputs.labels * log_probs).sum(-1))
+        result = torch.zeros(read.shape, device=read.device)
+        for out in self.predictions(inputs, read):
+            row, columns = out.row[:, None], torch.arange(out.last - out.first, device=read.device)
+            normaliser = _logsumexp(out.logits)
+            labels = inputs.ids[:, out.first : out.last]
+            picked = out.logits[row, columns, labels] - normaliser[out.row]
+            if as_embedding and inputs.embeddings is not None:
+                shift = inputs.embeddings[:, out.first : out.last] - self.vocabulary.embedding[labels]
+                picked = picked + (shift * out.hidden[out.row]).sum(-1)
+            result = torch.cat([result[:, : out.first].to(picked), picked, result[:, out.last :].to(picked)], 1)
+            if inputs.labels is not None and inputs.label_places is not None:
+                near = (inputs.label_places - out.first).clamp(0, len(columns) - 1)
+                # The shift is zero, so that nothing goes back through what it is multiplied with
+                log_probs = (out.logits[row, near] - normaliser[row, near][..., None]).detach()
+                here = (inputs.label_places >= out.first) & (inputs.label_places < out.last)
+                shift = torch.where(here, (inputs.labels * log_probs).sum(-1), 0.0)
+                result = result.scatter_add(1, inputs.label_places, shift)
         return torch.where(read & _has_context(read), result, 0.0)
 
     @torch.no_grad()
     def says(self, inputs: Inputs) -> Bool[Tensor, " b"]:
         """Whether greedy decoding after each row's prompt says its label, token for token."""
-        out = self.predictions(inputs, inputs.label)
-        if out is None:
-            return torch.ones(len(inputs.ids), dtype=torch.bool, device=self.device)
-        said = out.logits.argmax(-1)[out.row] == inputs.ids[:, out.first : out.last]
-        return (said | ~inputs.label[:, out.first : out.last]).all(1)
+        result = torch.ones(len(inputs.ids), dtype=torch.bool, device=self.device)
+        for out in self.predictions(inputs, inputs.label):
+            said = out.logits.argmax(-1)[out.row] == inputs.ids[:, out.first : out.last]
+            result &= (said | ~inputs.label[:, out.first : out.last]).all(1)
+        return result
 
-    @torch.no_grad()
-    def next_token_log_probs(self, inputs: Inputs) -> Float[Tensor, "b v"]:
-        """log p(next token) after the last token of each row.
 
-        Raises:
-            FuseError: an empty row, of a model that has no start token.
-        """
-        lengths = inputs.mask.sum(1)
-        if not lengths.all():
-            raise FuseError("primary.prefix='': this model has no start token, so that an empty text has no next one; give a prefix")
-        rows = [tuple(ids[:length]) for ids, length in zip(inputs.ids.tolist(), lengths.tolist(), strict=True)]
-        # A row that begins another one is read off the other's pass
-        whole = sorted(set(rows), key=len, reverse=True)
-        owner = {row: next(longer for longer in whole if longer[: len(row)] == row) for row in whole}
-        run = [rows.index(row) for row in dict.fromkeys(owner.values())]
-        line = {rows[i]: number for number, i in enumerate(run)}
-        keep, column = (lengths - 1).unique(return_inverse=True)
-        ids, mask = inputs.ids[run], inputs.mask[run].long()
-        logits = self.network(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
-        return logits[[line[owner[row]] for row in rows], column].float().log_softmax(-1)
+def _from_trunk(branch: Branch, first: int, last: int) -> Predictions:
+    """What a trunk foretells of the positions from `first` to `last`."""
+    at = branch.trunk.columns.index(first - 1)
+    part = slice(at, at + last - first)
+    assert branch.trunk.logits is not None
+    assert branch.trunk.hidden is not None
+    return Predictions(branch.trunk.logits[:, part], branch.trunk.hidden[:, part], branch.row, first, last)
+
+
+def _logsumexp(logits: Float[Tensor, "u c v"]) -> Float[Tensor, "u c"]:
+    """Over the vocabulary, a few rows at a time, so that no second copy of all logits is made."""
+    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, 1).split(LINES)]).view(logits.shape[:2])

@@ -64,7 +64,7 @@ class Classifier(VectorModel):
         if not inputs.mask.any(1).all():
             raise FuseError("prefix='': this classifier has no start token, so that an empty text is no text to it; give a prefix")
         ids = torch.where(inputs.mask, inputs.ids, self.pad_id)
-        with self.reading(inputs):
+        with self.reading(inputs.embeddings):
             logits = self.network(input_ids=ids, attention_mask=inputs.mask.long()).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.network.config.problem_type == "multi_label_classification":

@@ -60,7 +60,7 @@ class MaskedLM(Model):
         if inputs.embeddings is not None:
             embeddings = torch.where(hidden[:, None], self.vocabulary.embedding[self.mask_id], inputs.embeddings[rows])
         ids = torch.where(hidden, self.mask_id, inputs.ids[rows])
-        with self.reading(Inputs(ids, mask, mask, mask, embeddings)), self._telling_only(place):
+        with self.reading(embeddings), self._telling_only(place):
             logits = self.network(input_ids=ids, attention_mask=mask.long()).logits
         logits = logits[:, 0 if logits.shape[1] == 1 else place]
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ class OpenCLIP(EmbeddingModel):
     """A dual encoder of open_clip. `tokenizer` is open_clip's; `preprocess` turns a picture into a tensor [3 h w]."""
 
     def __init__(self, network: Any, tokenizer: Any, preprocess: Callable[[Image], Tensor]) -> None:
-        tower = getattr(network, "text", network)
+        self._tower = tower = getattr(network, "text", network)
         layer = tower.token_embedding if hasattr(tower, "token_embedding") else tower.transformer.get_input_embeddings()
         fast = fast_tokenizer(tokenizer)
         super().__init__(network, fast, layer, tokenizer.context_length)
@@ -74,10 +75,10 @@ class OpenCLIP(EmbeddingModel):
         return cls(network.to(device, dtype), tokenizer, preprocess)
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
-        """Unit text vectors, of texts padded to the whole context as open_clip pads them."""
-        ids, embeddings = self._padded(inputs)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        with self.reading(Inputs(ids, mask, mask, mask, embeddings)):
+        """Unit text vectors, padded as open_clip pads them: to the whole context, unless the tower is causal."""
+        width = inputs.ids.shape[1] if self._causal else self.vocabulary.max_length
+        ids, embeddings = self._padded(inputs, width)
+        with self.reading(embeddings), self._narrowed(width):
             return functional.normalize(self.network.encode_text(ids).float(), dim=-1)
 
     @torch.no_grad()
@@ -87,10 +88,32 @@ class OpenCLIP(EmbeddingModel):
         features = self.network.encode_image(pixels.to(self.device, self.vocabulary.embedding.dtype))
         return functional.normalize(features.float(), dim=-1)
 
-    def _padded(self, inputs: Inputs) -> tuple[Int[Tensor, "b c"], Float[Tensor, "b c d"] | None]:
-        """Ids, and embeddings if there are any, of the whole context's length."""
+    @property
+    def _causal(self) -> bool:
+        """Whether what stands after the closing token, at which the tower pools, changes nothing."""
+        tower = self._tower
+        pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
+        return getattr(tower, "attn_mask", None) is not None and getattr(tower, "cls_emb", None) is None and pool in ("argmax", "eos")
+
+    @contextmanager
+    def _narrowed(self, width: int) -> Iterator[None]:
+        """Within this context the tower has room for so many tokens alone."""
+        tower = self._tower
+        if width == self.vocabulary.max_length:
+            yield
+            return
+        mask, places = tower.attn_mask, tower.positional_embedding
+        tower.attn_mask = mask[:width, :width]
+        tower.positional_embedding = torch.nn.Parameter(places[:width], requires_grad=False)
+        try:
+            yield
+        finally:
+            tower.attn_mask, tower.positional_embedding = mask, places
+
+    def _padded(self, inputs: Inputs, width: int) -> tuple[Int[Tensor, "b c"], Float[Tensor, "b c d"] | None]:
+        """Ids, and embeddings if there are any, of so many tokens."""
         real = inputs.mask & (inputs.ids != self.blank_id) if self.blank_id != self.pad_id else inputs.mask
-        missing = self.vocabulary.max_length - inputs.ids.shape[1]
+        missing = width - inputs.ids.shape[1]
         ids = functional.pad(torch.where(real, inputs.ids, self.pad_id), (0, missing), value=self.pad_id)
         if inputs.embeddings is None:
             return ids, None

@@ -42,7 +42,7 @@ class SentenceEncoder(EmbeddingModel):
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Unit sentence vectors. (Cosines need no separate normalisation layer: all vectors are unit here.)"""
-        with self.reading(inputs):
+        with self.reading(inputs.embeddings):
             hidden = self.network(input_ids=inputs.ids, attention_mask=inputs.mask.long()).last_hidden_state.float()
         mask = inputs.mask[..., None]
         if self.pooling == "cls":

@@ -1,0 +1,45 @@
+"""One GCG run of tropt on a task of `benchmarks/speed.py`, in an environment of its own: `python gcg_tropt.py TASK`."""
+
+import dataclasses
+import json
+import sys
+
+import torch
+from measured import Stopwatch
+from transformers import AutoModelForCausalLM
+
+original = dataclasses._get_field  # type: ignore[attr-defined]
+
+
+def with_slices(cls, name, *arguments):
+    """Its losses have slices as defaults, which dataclasses refuse before Python 3.12."""
+    default = getattr(cls, name, None)
+    if isinstance(default, slice):
+        setattr(cls, name, dataclasses.field(default_factory=lambda: default))
+    return original(cls, name, *arguments)
+
+
+dataclasses._get_field = with_slices  # type: ignore[attr-defined]
+
+from tropt.common import Targets  # noqa: E402
+from tropt.loss import PrefillCELoss  # noqa: E402
+from tropt.model.huggingface.lm import LMHFModel  # noqa: E402
+from tropt.optimizer.gcg_optimizer import GCGOptimizer  # noqa: E402
+from tropt.optimizer.utils.token_constraints import TokenConstraints  # noqa: E402
+
+task = json.loads(sys.argv[1])
+torch.set_num_threads(task["threads"])
+network = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32)
+model = LMHFModel(task["model"], device="cpu", loaded_model=network, use_prefix_cache=True)
+watch = Stopwatch(network)
+method = GCGOptimizer(
+    model,
+    PrefillCELoss(),
+    seed=0,
+    num_steps=task["steps"],
+    n_candidates=task["search_width"],
+    sample_topk=task["top_k"],
+    token_constraints=TokenConstraints(disallow_non_ascii=True, disallow_special_tokens=True),
+)
+result = method.optimize_trigger([task["prefix"] + "{{OPTIMIZED_TRIGGER}}"], task["init"], Targets(target_response_strs=[task["label"]]))
+print(json.dumps({**watch.report(), "loss": result.best_loss, "text": result.best_trigger_str}))
