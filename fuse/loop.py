@@ -120,11 +120,11 @@ class _Search:
             if candidates is None:
                 number -= 1
                 break
-            evaluation = self.objective.evaluate(candidates.ids)
-            scored = [(loss, ids) for loss, ids in zip(evaluation.loss.tolist(), candidates.ids, strict=True) if loss < float("inf")]
+            evaluation = self.objective.evaluate(candidates)
+            scored = [(loss, ids) for loss, ids in zip(evaluation.loss.tolist(), candidates, strict=True) if loss < float("inf")]
             strategy_state, beam = strategy.select(strategy_state, scored, method.buffer_size)
             if scored:
-                self._record(method, evaluation, candidates.ids)
+                self._record(method, evaluation, candidates)
                 self.stopped = self._reached(stop_loss, stop_at_label)
                 if self.stopped:
                     break

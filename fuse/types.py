@@ -58,15 +58,6 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Proposed sequences; candidate i shares the first `first_change[i]` tokens with row `parent[i]` of the beam."""
-
-    ids: Sequence[Ids]
-    parent: Sequence[int]
-    first_change: Sequence[int]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Losses of n sequences: the weighted sum, and each term's own unweighted loss. inf marks a refused sequence."""
 

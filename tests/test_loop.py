@@ -11,7 +11,7 @@ import fuse
 from fuse.guide import Guide
 from fuse.methods import Method
 from fuse.strategies import Strategy
-from fuse.types import Candidates, Ids, Step
+from fuse.types import Ids, Step
 
 START = "There is a big red house"
 
@@ -193,7 +193,7 @@ def test_only_different_candidates_are_counted(lm: fuse.CausalLM, monkeypatch: p
 
     def spy(self: Any, *arguments: Any) -> Any:
         state, candidates = original(self, *arguments)
-        asked.extend(candidates.ids)
+        asked.extend(candidates)
         return state, candidates
 
     monkeypatch.setattr(fuse.Random, "propose", spy)
@@ -235,9 +235,8 @@ class Scripted(Method):
     def __init__(self, *script: list[Ids] | None) -> None:
         self.script = script
 
-    def propose(self, state: int | None, beam: Any, guide: Guide, generator: torch.Generator) -> tuple[int, Candidates | None]:
-        rows = self.script[state or 0]
-        return (state or 0) + 1, None if rows is None else Candidates(rows, [0] * len(rows), [0] * len(rows))
+    def propose(self, state: int | None, beam: Any, guide: Guide, generator: torch.Generator) -> tuple[int, list[Ids] | None]:
+        return (state or 0) + 1, self.script[state or 0]
 
 
 def test_a_step_without_candidates_is_no_end_and_no_record(objective: fuse.Objective) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.guide import Guide, standardised
-from fuse.methods.base import Method, as_candidates, first_valid, require_choices, require_not_negative, require_positive
-from fuse.types import Candidates, Ids
+from fuse.methods.base import Method, first_valid, require_choices, require_not_negative, require_positive
+from fuse.types import Ids
 from fuse.vocabulary import POINTS
 
 
@@ -50,7 +50,7 @@ class AutoDAN(Method):
     def reads_predictions(self) -> bool:
         return True
 
-    def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, Candidates | None]:
+    def propose(self, state: None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[None, list[Ids] | None]:
         if not beam:
             return None, None
         growing = [parent for parent, row in enumerate(beam) if len(row) < guide.longest]
@@ -59,7 +59,7 @@ class AutoDAN(Method):
         ended = (log_probs[:, guide.end_of_text] > going_on[:, None]).any(-1).tolist()
         kept = [i for i, parent in enumerate(growing) if not (beam[parent] and ended[i])]
         if not kept:
-            return None, as_candidates([])
+            return None, []
         growing = [growing[i] for i in kept]
         rows, log_probs = [beam[parent] for parent in growing], log_probs[kept]
         # The likeliest next token fills the place while the gradient there is taken
@@ -69,11 +69,11 @@ class AutoDAN(Method):
         pools = guide.proposals(filled, places, self.search_width, self.linearise)
         width = max(1, self.search_width // (len(growing) * (1 + len(pools))))
         tokens = self._draw(ranking, min(4 * width, int(guide.allowed.sum())), generator)
-        proposals = []
-        for i, (parent, row) in enumerate(zip(growing, rows, strict=True)):
+        candidates: list[Ids] = []
+        for i, row in enumerate(rows):
             for offered in ([(*row, token) for token in tokens[i]], *(pool[i] for pool in pools)):
-                proposals += first_valid([(parent, len(row), candidate) for candidate in offered], guide, width)
-        return None, as_candidates(proposals)
+                candidates += first_valid(offered, guide, width)
+        return None, candidates
 
     def _rank(
         self, beam: Sequence[Ids], log_probs: Float[Tensor, "b v"], gradient: Float[Tensor, "b v"], guide: Guide

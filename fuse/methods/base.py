@@ -2,7 +2,7 @@
 
 1. One file with one frozen dataclass: its fields are the method's options, as in `conf/method/NAME.yaml`.
 2. `init(guide, start, generator)` makes the first beam and the private state (None, if the method needs none).
-3. `propose(state, beam, guide, generator)` returns the next state and `Candidates`. State is a value that goes in and
+3. `propose(state, beam, guide, generator)` returns the next state and the candidates. State is a value that goes in and
    comes out, never `self.x`; all chance comes from `generator`; the objective is seen only through `guide`.
 4. Add the name to `METHODS` in `fuse/methods/__init__.py`, which also enrols it in the contract tests.
 """
@@ -17,7 +17,7 @@ import torch
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.types import Candidates, Ids
+from fuse.types import Ids
 
 
 class Method(ABC):
@@ -44,7 +44,7 @@ class Method(ABC):
         return None, [start or random_prompt(guide, self.prompt_length, generator)]
 
     @abstractmethod
-    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates | None]:
+    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, list[Ids] | None]:
         """The next state and the candidates of one step, perhaps none; None in the place of a list ends the search.
 
         The beam is empty where a strategy has nothing left to expand.
@@ -99,19 +99,11 @@ def random_prompt(guide: Guide, length: int, generator: torch.Generator) -> Ids:
     return prompt
 
 
-def first_valid(proposals: Iterable[tuple[int, int, Ids]], guide: Guide, count: int) -> list[tuple[int, int, Ids]]:
-    """The first `count` different proposals (parent, first_change, ids), in order, that the guide takes as valid."""
-    first: dict[Ids, tuple[int, int, Ids]] = {}
-    for proposal in proposals:
-        first.setdefault(proposal[2], proposal)
-    distinct = list(first.values())
-    kept: list[tuple[int, int, Ids]] = []
+def first_valid(rows: Iterable[Ids], guide: Guide, count: int) -> list[Ids]:
+    """The first `count` different rows, in order, that the guide takes as valid."""
+    distinct = list(dict.fromkeys(rows))
+    kept: list[Ids] = []
     while distinct and len(kept) < count:
         asked, distinct = distinct[: count - len(kept)], distinct[count - len(kept) :]
-        kept += [p for p, ok in zip(asked, guide.valid([p[2] for p in asked]), strict=True) if ok]
+        kept += [row for row, ok in zip(asked, guide.valid(asked), strict=True) if ok]
     return kept
-
-
-def as_candidates(proposals: Sequence[tuple[int, int, Ids]]) -> Candidates:
-    """Proposals (parent, first_change, ids) as the record that scoring takes."""
-    return Candidates([p[2] for p in proposals], [p[0] for p in proposals], [p[1] for p in proposals])

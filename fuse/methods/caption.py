@@ -10,8 +10,8 @@ import torch
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.methods.base import Method, as_candidates
-from fuse.types import Candidates, Ids
+from fuse.methods.base import Method
+from fuse.types import Ids
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Caption(Method):
     prompt_length: int = 0
     steps: int = 1
 
-    def propose(self, state: int | None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[int, Candidates | None]:
+    def propose(self, state: int | None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[int, list[Ids] | None]:
         if state is not None:
             return state, None
         rows = [row for row in guide.spelled(self.texts) if row is not None]
         if not rows:
             raise FuseError(f"method=caption: no model can take what the captioner says ({list(self.texts)}); choose another captioner")
-        return 1, as_candidates([(0, 0, row) for row in dict.fromkeys(rows)])
+        return 1, list(dict.fromkeys(rows))

@@ -33,7 +33,7 @@ class Continuous(Method):
         return moved.detach(), optimiser.state_dict()
 
 
-def spellable(rows: Sequence[Ids], guide: Guide) -> list[tuple[int, int, Ids]]:
-    """Rows as proposals; where tokens do not spell themselves, the tokens that their text has instead."""
+def spellable(rows: Sequence[Ids], guide: Guide) -> list[Ids]:
+    """Rows; where tokens do not spell themselves, the tokens that their text has instead."""
     spelled = guide.spelled(guide.vocabulary.decode(rows))
-    return [(0, 0, row) for row in dict.fromkeys(row for row in spelled if row)]
+    return list(dict.fromkeys(row for row in spelled if row))

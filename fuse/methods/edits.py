@@ -12,8 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fuse.guide import Guide
-from fuse.methods.base import Method, as_candidates, first_valid, require_choices, require_not_negative, require_positive
-from fuse.types import Candidates, Ids
+from fuse.methods.base import Method, first_valid, require_choices, require_not_negative, require_positive
+from fuse.types import Ids
 
 MOVES = ("swap", "insert", "delete")
 GAPS = 4
@@ -60,14 +60,15 @@ class Edits(Method):
         """Whole candidates that models with other tokens propose: pools of them, in each a list for every site."""
         return []
 
-    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates | None]:
+    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, list[Ids] | None]:
         if not beam:
             return state, None
         sites = [site for parent, row in enumerate(beam) for site in self._sites(parent, row, guide, generator)]
         state, shortlist = self.shortlist(state, sites, guide) if sites else (state, torch.zeros(0, 1, dtype=torch.long))
         shortlist, pools = shortlist.cpu(), self.pools(sites, guide) if sites else []
-        lines = {(parent, move): [i for i, site in enumerate(sites) if (site.parent, site.move) == (parent, move)]
-                 for parent in range(len(beam)) for move in self.moves}  # fmt: skip
+        lines: dict[tuple[int, str], list[int]] = {(parent, move): [] for parent in range(len(beam)) for move in self.moves}
+        for i, site in enumerate(sites):
+            lines[site.parent, site.move].append(i)
 
         def draw(count: int) -> int:
             return int(torch.randint(count, (1,), generator=generator))
@@ -86,25 +87,20 @@ class Edits(Method):
             places = lines[parent, move]
             pool = i // len(beam) % (1 + len(pools))
             if pool and move != "delete":
-                line = places[draw(len(places))]
-                offered = pools[pool - 1][line]
+                offered = pools[pool - 1][places[draw(len(places))]]
                 if offered:
-                    proposals.append((parent, sites[line].position, offered[draw(len(offered))]))
+                    proposals.append(offered[draw(len(offered))])
                 continue
             if move == "swap":
-                chosen = [places[j] for j in torch.randperm(len(places), generator=generator)[: self.n_replace].tolist()]
-                for line in chosen:
-                    row[sites[line].position] = token(line)
-                first = min(sites[line].position for line in chosen)
+                for j in torch.randperm(len(places), generator=generator)[: self.n_replace].tolist():
+                    row[sites[places[j]].position] = token(places[j])
             elif move == "insert":
                 line = places[draw(len(places))]
-                first = sites[line].position
-                row.insert(first, token(line))
+                row.insert(sites[line].position, token(line))
             else:
-                first = draw(len(row))
-                del row[first]
-            proposals.append((parent, first, tuple(row)))
-        return state, as_candidates(first_valid(proposals, guide, self.search_width))
+                del row[draw(len(row))]
+            proposals.append(tuple(row))
+        return state, first_valid(proposals, guide, self.search_width)
 
     def _sites(self, parent: int, row: Ids, guide: Guide, generator: torch.Generator) -> list[Site]:
         """Where a row takes a token."""

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.methods.base import as_candidates, require_choices, require_not_negative, require_positive
+from fuse.methods.base import require_choices, require_not_negative, require_positive
 from fuse.methods.continuous import Continuous
-from fuse.types import Candidates, Ids
+from fuse.types import Ids
 
 CENTROIDS = 256
 STARTS = ("kmeans", "random", "label")
@@ -66,7 +66,7 @@ class Embedding(Continuous):
         if not 0 <= self.straight_through <= 1:
             raise FuseError(f"method.straight_through={self.straight_through}: expected a number from 0 to 1")
 
-    def propose(self, state: State | None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[State, Candidates]:
+    def propose(self, state: State | None, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[State, list[Ids]]:
         state = state or self._begin(beam[0], guide, generator)
         radius = guide.radius
         rows = guide.nearest_rows(state.points)
@@ -88,7 +88,7 @@ class Embedding(Continuous):
             if moment.shape == points.shape:
                 moment[again] = 0.0
         found = tuple(dict.fromkeys([*state.found, *(row for row in rows if row in succeeded)]))
-        return State(points, memory, state.pool, found), as_candidates([(0, 0, row) for row in rows])
+        return State(points, memory, state.pool, found), rows
 
     def found(self, state: State | None) -> Sequence[Ids]:
         return state.found if state else ()

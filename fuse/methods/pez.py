@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from fuse.guide import Guide
-from fuse.methods.base import as_candidates, require_positive
+from fuse.methods.base import require_positive
 from fuse.methods.continuous import Continuous, spellable
-from fuse.types import Candidates, Ids
+from fuse.types import Ids
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class PEZ(Continuous):
     def __post_init__(self) -> None:
         require_positive(self, "prompt_length")
 
-    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, Candidates]:
+    def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, list[Ids]]:
         table = guide.vocabulary.embedding
         points, rows, memory = state or (table[torch.tensor([beam[0]], device=table.device)].float(), [beam[0]], None)
         at = table[torch.tensor(rows, device=table.device)]
         points, memory = self.descend(points, guide.embedding_gradient(at, rows), memory)
         rows = guide.nearest_rows(points)
-        return (points, rows, memory), as_candidates(spellable(rows, guide))
+        return (points, rows, memory), spellable(rows, guide)
