@@ -23,7 +23,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from runs import Row, arguments, show
+from runs import Row, arguments, mean, show
 
 PEERS = {
     "nanogcg": ("nanogcg==0.3.0", "transformers==4.47.1"),
@@ -31,6 +31,9 @@ PEERS = {
 }
 PUBLISHED_GFLOPS = 92.0
 PREFIX, LABEL = "Describe:", " a red house stands in the snow"
+GCG = {"run": "gcg", "prefix": PREFIX, "init": " x" * 20, "top_k": 256}
+LABELS = (" in the snow.", " a small boat.", " by the sea.")
+CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
         tokenizers={"type": Path, "help": "folder with GPT-2's tokenizer in gpt2/ and CLIP's in clip/"},
         environments={"type": Path, "default": Path.home() / ".cache/fuse/peers", "help": "where the peers' environments are"},
         quick={"action": "store_true", "help": "fewer steps and sizes; under 10 minutes once the environments are made"},
-        cases={"default": "gcg,joint,pez", "help": "which of them to run"},
+        cases={"default": "gcg,prefix,goal,joint,pez", "help": "which of them to run"},
         task={"help": "(the run of one process)"},
     )
     if options.task:
@@ -58,13 +61,10 @@ def gcg_rows(options: Any, folder: Path) -> list[Row]:
     sizes = [(6, 384, 64), (6, 384, 256), (12, 768, 64)] + [(12, 768, 256)] * (not options.quick)
     for layers, width, candidates in sizes:
         task = {
-            "run": "gcg",
+            **GCG,
             "model": str(save_lm(folder, options.tokenizers, layers, width)),
-            "prefix": PREFIX,
             "label": LABEL,
-            "init": " x" * 20,
             "search_width": candidates,
-            "top_k": 256,
             "steps": 4 if options.quick else 10,
             "threads": options.threads,
         }
@@ -76,6 +76,48 @@ def gcg_rows(options: Any, folder: Path) -> list[Row]:
             for name, peer in peers.items()
         ]
     return rows
+
+
+def prefix_rows(options: Any, folder: Path) -> list[Row]:
+    """A long prefix beside a short one, both ours."""
+    model = str(save_lm(folder, options.tokenizers, 6, 384))
+    task = {**GCG, "model": model, "label": LABEL, "search_width": 64, "steps": 4 if options.quick else 10, "threads": options.threads}
+    short, long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100))
+    return [row("gcg 6x384, 64, prefix of 200 tokens", "prefix of 2", long, short["per_second"])]
+
+
+def goal_rows(options: Any, folder: Path) -> list[Row]:
+    """How often a search gets in a second to the loss that nanoGCG reaches in 100 steps, on the trained demo model.
+
+    A draft says nothing of random weights.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    demo = Path(__file__).parent.parent / "fuse/demo"
+    tokenizer = AutoTokenizer.from_pretrained(demo / "lm")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder / "lm")
+    AutoModelForCausalLM.from_pretrained(demo / "lm").float().save_pretrained(folder / "lm")
+    seconds: dict[str, list[float]] = {"nanogcg": [], "exact": [], "probe": []}
+    runs: dict[str, Row] = {}
+    python, script = environment(options.environments, "nanogcg"), Path(__file__).parent / "peers/gcg_nanogcg.py"
+    for label in LABELS[: 1 if options.quick else None]:
+        task = {**GCG, "model": str(folder / "lm"), "init": " a" * 20, "label": label, "search_width": 256, "threads": options.threads}
+        peer = run({**task, "steps": 100}, python, script)
+        losses = peer["losses"]
+        seconds["nanogcg"].append(peer["step_seconds"] * (1 + losses.index(min(losses))))
+        for scoring in ("exact", "probe"):
+            draft = str(demo / "lm_small") if scoring == "probe" else None
+            runs[scoring] = run({**task, "steps": 1000, "draft": draft, "stop_loss": peer["loss"]})
+            if runs[scoring]["loss"] > peer["loss"]:
+                print(
+                    f"{scoring}: {label!r} ends at a loss of {runs[scoring]['loss']:.3f}, the peer at {peer['loss']:.3f}", file=sys.stderr
+                )
+            seconds[scoring].append(runs[scoring]["seconds"])
+    return [
+        row(f"gcg demo LM, to a loss, {scoring}", "nanogcg", {**of, "per_second": 1 / mean(seconds[scoring])}, 1 / mean(seconds["nanogcg"]))
+        for scoring, of in runs.items()
+    ]
 
 
 def joint_rows(options: Any, folder: Path) -> list[Row]:
@@ -145,7 +187,7 @@ def save_lm(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
     if not path.exists():
         torch.manual_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(tokenizers / "gpt2")
-        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        tokenizer.chat_template = CHAT
         tokenizer.save_pretrained(path)
         GPT2LMHeadModel(GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)).save_pretrained(path)
     return path
@@ -187,7 +229,12 @@ def run_gcg(task: dict[str, Any]) -> Row:
     objective = fuse.Objective(term)
     method = METHODS["gcg"](search_width=task["search_width"], top_k=task["top_k"], moves=("swap",), buffer_size=0, steps=task["steps"])
     counted = Counted(objective)
-    result = fuse.search(objective, method, init=task["init"].strip())
+    probe = None
+    if task.get("draft"):
+        draft = fuse.CausalLM.load(task["draft"])
+        draft.vocabulary.head = ()
+        probe = fuse.Probe(fuse.Term(draft, term.loss, prefix=task["prefix"]))
+    result = fuse.search(objective, method, init=task["init"].strip(), probe=probe, stop_loss=task.get("stop_loss"))
     spelled = {name: term.around([lm.vocabulary.encode_ids([text])[0]]) for name, text in task.get("texts", {}).items()}
     losses = {name: float(term.scorer.score(rows)[0]) for name, rows in spelled.items()}
     network = lm.network.config
@@ -287,15 +334,16 @@ def report(result: Any, gflops: float) -> Row:
     """All steps but the first, which warms up."""
     first, last = result.trace[0], result.trace[-1]
     return {
-        "per_second": (last.evaluations - first.evaluations) / (last.seconds - first.seconds),
-        "step_seconds": (last.seconds - first.seconds) / (len(result.trace) - 1),
+        "per_second": (last.evaluations - first.evaluations) / max(last.seconds - first.seconds, 1e-9),
+        "step_seconds": (last.seconds - first.seconds) / max(1, len(result.trace) - 1),
+        "seconds": result.seconds,
         "gflops": gflops,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "loss": result.loss,
     }
 
 
-CASES = {"gcg": gcg_rows, "joint": joint_rows, "pez": pez_rows}
+CASES = {"gcg": gcg_rows, "prefix": prefix_rows, "goal": goal_rows, "joint": joint_rows, "pez": pez_rows}
 RUNS = {"gcg": run_gcg, "joint": run_joint, "pez": run_pez}
 
 

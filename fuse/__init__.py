@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fuse.methods import GCG, PEZ, AutoDAN, Caption, Embedding, Random
     from fuse.models import CLIP, Captioner, CausalLM, Classifier, MaskedLM, OpenCLIP, SentenceEncoder, open_image
     from fuse.objective import Objective, Term
+    from fuse.probe import Probe
     from fuse.strategies import Beam, UniformCost
     from fuse.types import Result, Step
 
@@ -26,6 +27,7 @@ _HOMES = {
     "fuse.losses": ("NLL", "ClassNLL", "CosineDistance", "CrossEntropy", "KLDiv", "LogProb"),
     "fuse.adapter": ("FuseAdapter", "LexicalAdapter", "PooledAdapter", "SemanticAdapter"),
     "fuse.objective": ("Objective", "Term"),
+    "fuse.probe": ("Probe",),
     "fuse.methods": ("GCG", "PEZ", "AutoDAN", "Caption", "Embedding", "Random"),
     "fuse.strategies": ("Beam", "UniformCost"),
     "fuse.loop": ("search",),

@@ -21,6 +21,7 @@ from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.models import Captioner
 from fuse.objective import PRIMARY, Objective, Term
+from fuse.probe import Probe
 from fuse.strategies import STRATEGIES, Beam, Strategy
 from fuse.terms import Models, image_of, load, term_of
 from fuse.values import Config, list_of, naming, number, options_of, pick, setting, truth, whole_number
@@ -76,6 +77,7 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
     stop_at_label = truth(config["stop_at_label"], "stop_at_label")
     check_objective(objective, method, stop_at_label)
     objective.check_length(method.prompt_length)
+    probe = _probe(config, models)
     init = _written(config, models)
     if init:
         objective.spell(init)
@@ -114,6 +116,7 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
         "init": init,
         "stop_loss": stop_loss,
         "stop_at_label": stop_at_label,
+        "probe": probe,
         "generator": generator,
     }
     return Run(objective, method, strategy, options)
@@ -148,6 +151,15 @@ def _strategy(config: Config, method: Method) -> Strategy:
         width = method.beam_width if config["beam_width"] is None else whole_number(config["beam_width"], "strategy.beam_width")
         return Beam(width)
     return options_of(STRATEGIES, config, "strategy")
+
+
+def _probe(config: Config, models: Models) -> Probe | None:
+    """Probe sampling, whose draft is the primary with another model; None where all candidates are scored."""
+    options = dict(config["scoring"])
+    if options["name"] == "exact":
+        return None
+    options["draft"] = term_of({**config[PRIMARY], **options["draft"]}, "scoring.draft", models)
+    return options_of({"probe": Probe}, options, "scoring")
 
 
 def _captions(config: Config, count: int, models: Models) -> list[str]:

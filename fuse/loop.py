@@ -14,6 +14,7 @@ from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.models import CausalLM
 from fuse.objective import Objective
+from fuse.probe import Probe
 from fuse.strategies import Beam, Strategy, name_of
 from fuse.types import Evaluation, Ids, Result, Step
 
@@ -50,6 +51,7 @@ def search(
     init: str = "",
     stop_loss: float | None = None,
     stop_at_label: bool = False,
+    probe: Probe | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Result:
@@ -63,6 +65,7 @@ def search(
         init: the text to start from; empty for the method's own start.
         stop_loss: end as soon as the best loss is at or below this.
         stop_at_label: end as soon as the primary greedily says its label after the best prompt.
+        probe: chooses which candidates are scored; None for all.
         generator: the only source of chance (on the CPU); None for one with seed 0.
         on_step: called after every step, with its record.
 
@@ -78,7 +81,7 @@ def search(
         check_combination(*part)
         check_objective(objective, part[0], stop_at_label)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    run = _Search(objective, generator, on_step)
+    run = _Search(objective, probe, generator, on_step)
     left = sum(one.steps for one, _ in parts) if steps is None else steps
 
     start = objective.spell(init) if init else ()
@@ -94,8 +97,11 @@ def search(
 class _Search:
     """What one search has seen so far."""
 
-    def __init__(self, objective: Objective, generator: torch.Generator, on_step: Callable[[Step], None] | None) -> None:
+    def __init__(
+        self, objective: Objective, probe: Probe | None, generator: torch.Generator, on_step: Callable[[Step], None] | None
+    ) -> None:
         self.objective = objective
+        self.probe = probe
         self.guide = Guide(objective)
         self.generator = generator
         self.on_step = on_step
@@ -120,6 +126,8 @@ class _Search:
             if candidates is None:
                 number -= 1
                 break
+            if self.probe is not None:
+                candidates = self.probe.choose(self.objective, beam, candidates, self.generator)
             evaluation = self.objective.evaluate(candidates)
             scored = [(loss, ids) for loss, ids in zip(evaluation.loss.tolist(), candidates, strict=True) if loss < float("inf")]
             strategy_state, beam = strategy.select(strategy_state, scored, method.buffer_size)

@@ -1,6 +1,8 @@
-"""Train the demo language model: a small GPT-2 over the sentences of `world.sentences`, saved as a Hugging Face folder.
+r"""Train the demo language model: a small GPT-2 over the sentences of `world.sentences`, saved as a Hugging Face folder.
 
 python scripts/train_lm.py --seed 0                 # writes fuse/demo/lm
+python scripts/train_lm.py --seed 0 --tokenizer fuse/demo/lm --layers 2 --width 96 --documents 200000 --steps 5000 \
+    --out fuse/demo/lm_small                        # its smaller sibling
 python scripts/train_lm.py --corpus-only            # writes fuse/demo/corpus.txt
 """
 
@@ -198,6 +200,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="end sooner, after so many minutes")
     parser.add_argument("--documents", type=int, default=800_000)
     parser.add_argument("--vocabulary", type=int, default=1800)
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer to take, instead of making one")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -216,7 +219,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     texts = documents(args.seed, args.documents)
-    tokenizer = make_tokenizer(texts[:100_000], args.vocabulary)
+    tokenizer = GPT2Tokenizer.from_pretrained(args.tokenizer) if args.tokenizer else make_tokenizer(texts[:100_000], args.vocabulary)
     ids = tokenizer(texts)["input_ids"]
     print(f"{len(texts)} documents, {sum(map(len, ids))} tokens, vocabulary {len(tokenizer)}", flush=True)
     began = time.time()

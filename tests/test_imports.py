@@ -25,7 +25,7 @@ LAYERS = [
     ["adapter"],
     ["scoring"],
     ["objective"],
-    ["guide"],
+    ["guide", "probe"],
     ["methods.base", "strategies"],
     ["methods.continuous", "methods.edits"],
     [f"methods.{name}" for name in ("autodan", "caption", "embedding", "gcg", "pez", "random")],

@@ -85,11 +85,16 @@ def draw_trial(
 
 def compare(predicted: Float[Tensor, " n"], true: Float[Tensor, " n"], best: int = 10) -> Fidelity:
     """Predicted and true losses (lower is better) over n substitutions."""
-    ranks = torch.stack([x.argsort().argsort().double() for x in (predicted, true)])
     wanted = set(true.topk(min(best, len(true)), largest=False).indices.tolist())
     shortlist = set(predicted.topk(max(1, len(predicted) // 10), largest=False).indices.tolist())
     a, b = (x.double() - x.double().mean() for x in (predicted, true))
-    return Fidelity(float(torch.corrcoef(ranks)[0, 1]), len(wanted & shortlist) / len(wanted), float(cosine_similarity(a, b, dim=0)))
+    return Fidelity(rank_correlation(predicted, true), len(wanted & shortlist) / len(wanted), float(cosine_similarity(a, b, dim=0)))
+
+
+def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    """Spearman's, between -1 and 1."""
+    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
 
 
 def mean_fidelity(found: Sequence[Fidelity]) -> Fidelity:
