@@ -24,6 +24,8 @@ class Trunk:
     columns: Sequence[int] = ()
     """The positions, one after another, after which `logits` foretell the next token."""
     logits: Float[Tensor, "r c v"] | None = None
+    normaliser: Float[Tensor, "r c"] | None = None
+    """log of the sum of exp(logits) over the vocabulary."""
     hidden: Float[Tensor, "r c d"] | None = None
 
 

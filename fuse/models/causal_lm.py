@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,22 +14,43 @@ from torch import Tensor
 from fuse.models.base import Model, cache_of, load_network, load_pretrained
 from fuse.types import Branch, Inputs, Trunk
 
-LINES = 8
-"""Of how many positions the logits are summed at once."""
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""How many logits are made and summed at once: as many as a cache holds, and enough to be worth a call."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits and last hidden states over u different contexts; row i of the batch reads context `row[i]`.
+    """Last hidden states over u different contexts, and what follows from them; row i of the batch reads context `row[i]`.
 
     Column c foretells the token at position `first` + c.
     """
 
-    logits: Float[Tensor, "u c v"]
+    model: CausalLM
     hidden: Float[Tensor, "u c d"]
     row: Int[Tensor, " b"]
     first: int
     last: int
+    known_logits: Float[Tensor, "u c v"] | None = None
+    known_normaliser: Float[Tensor, "u c"] | None = None
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "u c v"]:
+        return self.model.logits_of(self.hidden) if self.known_logits is None else self.known_logits
+
+    @cached_property
+    def normaliser(self) -> Float[Tensor, "u c"]:
+        """log of the sum of exp(logits) over the vocabulary."""
+        if self.known_normaliser is not None:
+            return self.known_normaliser
+        # A gradient wants all logits anyway
+        whole = self.known_logits is not None or self.hidden.requires_grad
+        return self.logits.logsumexp(-1) if whole else self.model.normaliser_of(self.hidden)
+
+    def picked(self, labels: Int[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+        """The logits of one token for each row and column."""
+        if "logits" in self.__dict__ or self.known_logits is not None or self.hidden.requires_grad:
+            return self.logits[self.row[:, None], torch.arange(labels.shape[1], device=labels.device), labels]
+        return self.model.logits_of(self.hidden[self.row], labels)
 
 
 def _has_context(read: Bool[Tensor, "b t"]) -> Bool[Tensor, " t"]:
@@ -48,6 +70,8 @@ class CausalLM(Model):
         super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
         # Whether the output table is the very table that the embedding layer returns
         head_table = network.get_output_embeddings().weight
+        self._head_is_last: bool | None = None
+        """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
         self.branches = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=network.config).layers)
         self.tied = head_table.shape == self.vocabulary.embedding.shape and torch.equal(head_table, self.vocabulary.embedding)
 
@@ -73,7 +97,7 @@ class CausalLM(Model):
         if branch is not None:
             start = branch.length
             if first <= start:
-                pieces.append(_from_trunk(branch, first, min(last, start + 1)))
+                pieces.append(self._from_trunk(branch, first, min(last, start + 1)))
                 first = start + 1
             if first >= last:
                 return pieces
@@ -90,8 +114,8 @@ class CausalLM(Model):
         else:
             embeddings = embeddings[:, start : last - 1]
         cache = cache_of(branch, distinct, self.network.config) if branch is not None else None
-        logits, hidden = self._run(ids, mask, embeddings, cache, range(first - 1 - start, last - 1 - start))
-        return [*pieces, Predictions(logits, hidden, row, first, last)]
+        hidden, logits = self._run(ids, mask, embeddings, cache, range(first - 1 - start, last - 1 - start))
+        return [*pieces, Predictions(self, hidden, row, first, last, logits)]
 
     @torch.no_grad()
     def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
@@ -100,14 +124,17 @@ class CausalLM(Model):
         rows = torch.arange(len(inputs.ids), device=self.device)
         cache = cache_of(branch, rows, self.network.config) if self.branches else None
         new = [column - start for column in columns if column >= start]
-        logits, hidden = self._run(inputs.ids[:, start:], inputs.mask[:, start:], None, cache, new)
+        hidden, logits = self._run(inputs.ids[:, start:], inputs.mask[:, start:], None, cache, new)
+        out = Predictions(self, hidden, rows, columns[-1] + 2 - len(new), columns[-1] + 2, logits)
+        found = [out.logits, out.logits.logsumexp(-1), hidden]
         if branch is not None and len(new) < len(columns):
-            known = _from_trunk(branch, columns[0] + 1, start + 1)
-            logits, hidden = (torch.cat([old[branch.row], of], 1) for old, of in ((known.logits, logits), (known.hidden, hidden)))
+            known = self._from_trunk(branch, columns[0] + 1, start + 1)
+            older = [known.logits, known.normaliser, known.hidden]
+            found = [torch.cat([old[branch.row], of], 1) for old, of in zip(older, found, strict=True)]
         states = [(layer.keys, layer.values) for layer in cache.layers] if cache is not None else []
         # A layer with a sliding window may have let go of the first tokens
         whole = all(keys is not None and keys.shape[-2] == inputs.ids.shape[1] for keys, _ in states)
-        return Trunk(states if whole else (), columns, logits, hidden)
+        return Trunk(states if whole else (), columns, *found)
 
     def _run(
         self,
@@ -116,22 +143,57 @@ class CausalLM(Model):
         embeddings: Float[Tensor, "u t d"] | None,
         cache: Any,
         columns: Sequence[int],
-    ) -> tuple[Float[Tensor, "u c v"], Float[Tensor, "u c d"]]:
-        """Logits and last hidden states after some of the columns, of which the first is the first that the cache lacks."""
+    ) -> tuple[Float[Tensor, "u c d"], Float[Tensor, "u c v"] | None]:
+        """Last hidden states after some of the columns, of which the first is the first that the cache lacks.
+
+        And the logits, unless these can be made of them.
+        """
         if cache is not None:
             mask = torch.cat([mask.new_ones(len(mask), cache.get_seq_length()), mask], 1)
         keep = torch.tensor(columns, device=self.device)
         hidden: list[Tensor] = []
-        hook = self.network.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: hidden.append(arguments[0]))
+        head, said = self.network.get_output_embeddings(), []
+
+        def before(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden.append(arguments[0])
+            return (arguments[0][:, :0],) if self._head_is_last else arguments
+
+        hooks = head.register_forward_pre_hook(before), head.register_forward_hook(lambda _, __, out: said.append(out))
         try:
             with self.reading(embeddings):
                 out = self.network(
                     input_ids=ids, attention_mask=mask.long(), past_key_values=cache, logits_to_keep=keep, use_cache=cache is not None
                 )
         finally:
-            hook.remove()
-        # Half types are too coarse for the sum over the vocabulary
-        return out.logits.to(torch.promote_types(out.logits.dtype, torch.float32)), hidden[0]
+            for hook in hooks:
+                hook.remove()
+        if self._head_is_last:
+            return hidden[0], None
+        if self._head_is_last is None:
+            here = type(head) is torch.nn.Linear and head.weight.device == hidden[0].device
+            self._head_is_last = here and torch.equal(out.logits, said[0])
+        return hidden[0], _widened(out.logits)
+
+    def logits_of(self, hidden: Float[Tensor, "b c d"], tokens: Int[Tensor, "b c"] | slice | None = None) -> Float[Tensor, "b c *v"]:
+        """What the output layer makes of last hidden states: of all tokens, of some, or of one at each place."""
+        head = self.network.get_output_embeddings()
+        if isinstance(tokens, Tensor):
+            found = (hidden * head.weight[tokens]).sum(-1)
+            return _widened(found if head.bias is None else found + head.bias[tokens])
+        chosen = slice(None) if tokens is None else tokens
+        return _widened(torch.nn.functional.linear(hidden, head.weight[chosen], None if head.bias is None else head.bias[chosen]))
+
+    def normaliser_of(self, hidden: Float[Tensor, "u c d"]) -> Float[Tensor, "u c"]:
+        """log of the sum of exp(logits) over the vocabulary, without ever holding all logits."""
+        lines = max(1, hidden.shape[0] * hidden.shape[1])
+        width = max(1024, BLOCK.get(self.device.type, BLOCK["cuda"]) // lines)
+        size = len(self.network.get_output_embeddings().weight)
+        parts = []
+        for start in range(0, size, width):
+            logits = self.logits_of(hidden, slice(start, start + width))
+            top = logits.amax(-1, keepdim=True)
+            parts.append(logits.sub_(top).exp_().sum(-1).log_() + top[..., 0])  # in place: no second block
+        return torch.stack(parts).logsumexp(0)
 
     def label_log_probs(self, inputs: Inputs, read: Bool[Tensor, "b t"], *, as_embedding: bool = False) -> Float[Tensor, "b t"]:
         """log p(x_t | x_<t) where `read` is true, else 0.
@@ -141,16 +203,15 @@ class CausalLM(Model):
         """
         result = torch.zeros(read.shape, device=read.device)
         for out in self.predictions(inputs, read):
-            row, columns = out.row[:, None], torch.arange(out.last - out.first, device=read.device)
-            normaliser = _logsumexp(out.logits)
+            row, normaliser = out.row[:, None], out.normaliser
             labels = inputs.ids[:, out.first : out.last]
-            picked = out.logits[row, columns, labels] - normaliser[out.row]
+            picked = out.picked(labels) - normaliser[out.row]
             if as_embedding and inputs.embeddings is not None:
                 shift = inputs.embeddings[:, out.first : out.last] - self.vocabulary.embedding[labels]
                 picked = picked + (shift * out.hidden[out.row]).sum(-1)
             result = torch.cat([result[:, : out.first].to(picked), picked, result[:, out.last :].to(picked)], 1)
             if inputs.labels is not None and inputs.label_places is not None:
-                near = (inputs.label_places - out.first).clamp(0, len(columns) - 1)
+                near = (inputs.label_places - out.first).clamp(0, labels.shape[1] - 1)
                 # The shift is zero, so that nothing goes back through what it is multiplied with
                 log_probs = (out.logits[row, near] - normaliser[row, near][..., None]).detach()
                 here = (inputs.label_places >= out.first) & (inputs.label_places < out.last)
@@ -167,16 +228,16 @@ class CausalLM(Model):
             result &= (said | ~inputs.label[:, out.first : out.last]).all(1)
         return result
 
+    def _from_trunk(self, branch: Branch, first: int, last: int) -> Predictions:
+        """What a trunk foretells of the positions from `first` to `last`."""
+        at, trunk = branch.trunk.columns.index(first - 1), branch.trunk
+        part = slice(at, at + last - first)
+        assert trunk.logits is not None
+        assert trunk.normaliser is not None
+        assert trunk.hidden is not None
+        return Predictions(self, trunk.hidden[:, part], branch.row, first, last, trunk.logits[:, part], trunk.normaliser[:, part])
 
-def _from_trunk(branch: Branch, first: int, last: int) -> Predictions:
-    """What a trunk foretells of the positions from `first` to `last`."""
-    at = branch.trunk.columns.index(first - 1)
-    part = slice(at, at + last - first)
-    assert branch.trunk.logits is not None
-    assert branch.trunk.hidden is not None
-    return Predictions(branch.trunk.logits[:, part], branch.trunk.hidden[:, part], branch.row, first, last)
 
-
-def _logsumexp(logits: Float[Tensor, "u c v"]) -> Float[Tensor, "u c"]:
-    """Over the vocabulary, a few rows at a time, so that no second copy of all logits is made."""
-    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, 1).split(LINES)]).view(logits.shape[:2])
+def _widened(logits: Tensor) -> Tensor:
+    """Half types are too coarse for the sum over the vocabulary."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
