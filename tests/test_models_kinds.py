@@ -475,7 +475,7 @@ CAUSAL: dict[str, Any] = {
     "opt": transformers.OPTConfig(vocab_size=64, ffn_dim=48, word_embed_proj_dim=32, **LLAMA, **ENDS),
     "bloom": transformers.BloomConfig(vocab_size=64, n_layer=2, n_head=2, hidden_size=32, **ENDS),
     "mistral, short windows": transformers.MistralConfig(vocab_size=64, **LLAMA, **WINDOW, **ENDS),
-    "gemma2, short windows": transformers.Gemma2Config(vocab_size=64, head_dim=16, **LLAMA, **WINDOW, **ENDS),
+    "gemma2, short windows": transformers.Gemma2Config(vocab_size=64, head_dim=16, final_logit_softcapping=0.5, **LLAMA, **WINDOW, **ENDS),
     "mamba": transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, **ENDS),
 }
 

@@ -68,11 +68,11 @@ class CausalLM(Model):
         length = getattr(network.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
         head = () if start is None else (int(start),)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
-        # Whether the output table is the very table that the embedding layer returns
-        head_table = network.get_output_embeddings().weight
         self._head_is_last: bool | None = None
         """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
         self.branches = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=network.config).layers)
+        # Whether the output table is the very table that the embedding layer returns
+        head_table = network.get_output_embeddings().weight
         self.tied = head_table.shape == self.vocabulary.embedding.shape and torch.equal(head_table, self.vocabulary.embedding)
 
     @classmethod
