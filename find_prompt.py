@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from fuse import console, overrides
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
+    from fuse.loop import Task
     from fuse.types import Result
 
 HERE = Path(__file__).resolve().parent
@@ -55,37 +57,50 @@ def job(config: DictConfig) -> None:
 
 def find(config: Any) -> None:
     """Build, search, show, and write the results into Hydra's output folder."""
+    from fuse.values import whole_number
+
     folder = Path(HydraConfig.get().runtime.output_dir)
     models: Any = {}
+    size = whole_number(config["batch_images"], "batch_images", at_least=1)
     if config["image"] is None or not Path(config["image"]).is_dir():
-        find_one(config, folder, models)
+        for error in find_all({"": config}, folder, models):
+            raise error
         return
     pictures = sorted(path for path in Path(config["image"]).iterdir() if path.suffix.lower() in PICTURES)
     if not pictures:
         raise FuseError(f"image={config['image']}: a folder without pictures; expected files such as {', '.join(PICTURES)}")
-    for picture in pictures:
-        try:
-            console.announce(picture.name)
-            find_one(with_image(config, str(picture)), folder / picture.name, models)
-        except FuseError as error:  # one bad picture does not cost the others' results
+    for start in range(0, len(pictures), size):
+        configs = {picture.name: with_image(config, str(picture)) for picture in pictures[start : start + size]}
+        for error in find_all(configs, folder, models):  # one bad picture does not cost the others' results
             failures.append(str(error))
             console.fail(failures[-1])
 
 
-def find_one(config: Any, folder: Path, models: Any) -> None:
-    """One search; `models` holds what earlier ones loaded."""
-    began = time.perf_counter()
+def find_all(configs: dict[str, Any], folder: Path, models: Any) -> list[FuseError]:
+    """Searches side by side, by names, each with its own folder; their errors. `models` holds what earlier ones loaded."""
     from fuse.build import build
-    from fuse.loop import search
-    from fuse.strategies import name_of
+    from fuse.loop import search_together
 
     console.quiet_libraries()
-    run = build(config, console.fitting, models)
-    setup_seconds = time.perf_counter() - began
-    with console.search_bar(run.steps) as bar:
-        result = search(run.objective, run.method, run.strategy, on_step=bar, **run.options)
-    write(folder, config, result, name_of(run.strategy), setup_seconds)
-    console.show(result)
+    tasks, seconds, errors = {}, {}, []
+    for name, config in configs.items():
+        began = time.perf_counter()
+        try:
+            tasks[name] = build(config, console.fitting, models)
+        except FuseError as error:
+            errors.append(error)
+        seconds[name] = time.perf_counter() - began
+    with console.search_bars({name: task.most_steps for name, task in tasks.items()}) as bars:
+        found = search_together([replace(task, on_step=bars[name]) for name, task in tasks.items()])
+    for (name, task), result in zip(tasks.items(), found, strict=True):
+        if isinstance(result, FuseError):
+            errors.append(result)
+            continue
+        write(folder / name, configs[name], result, task, seconds[name])
+        if name:
+            console.announce(name)
+        console.show(result)
+    return errors
 
 
 def with_image(config: Any, image: str) -> Any:
@@ -95,9 +110,9 @@ def with_image(config: Any, image: str) -> Any:
     return config
 
 
-def write(folder: Path, config: Any, result: Result, strategy: str, setup_seconds: float) -> None:
-    """`result.json` and `trace.jsonl`; `strategy` is the first method's."""
-    from dataclasses import asdict
+def write(folder: Path, config: Any, result: Result, task: Task, setup_seconds: float) -> None:
+    """`result.json` and `trace.jsonl`."""
+    from fuse.strategies import name_of
 
     choices = HydraConfig.get().runtime.choices
     fields = {name: value for name, value in asdict(result).items() if name != "trace"}
@@ -107,7 +122,7 @@ def write(folder: Path, config: Any, result: Result, strategy: str, setup_second
         "seed": config["seed"],
         "image": config["image"],
         "method": choices["method"],
-        "strategy": strategy,
+        "strategy": name_of(task.first_strategy),
         "versions": versions(),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import find_prompt  # noqa: E402, F401  (registers the resolvers of the configuration)
-from fuse import Result, console, search  # noqa: E402
-from fuse.build import Run, build  # noqa: E402
+from fuse import Result, Task, console  # noqa: E402
+from fuse.build import build  # noqa: E402
 from fuse.terms import Models  # noqa: E402
 
 Row = dict[str, Any]
@@ -38,8 +38,8 @@ def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Na
     return parsed
 
 
-def build_run(*overrides: str, models: Models | None = None) -> Run:
-    """The run of `python find_prompt.py OVERRIDES`, not yet begun."""
+def build_run(*overrides: str, models: Models | None = None) -> Task:
+    """The search of `python find_prompt.py OVERRIDES`, not yet begun."""
     console.quiet_libraries()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         config = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
@@ -48,8 +48,7 @@ def build_run(*overrides: str, models: Models | None = None) -> Run:
 
 def find(*overrides: str, models: Models | None = None) -> Result:
     """What `python find_prompt.py OVERRIDES` finds; models that an earlier call put into `models` are not loaded again."""
-    run = build_run(*overrides, models=models)
-    return search(run.objective, run.method, run.strategy, **run.options)
+    return build_run(*overrides, models=models).search()
 
 
 def mean(values: Sequence[float]) -> float:

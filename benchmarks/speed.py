@@ -228,13 +228,13 @@ def run_gcg(task: dict[str, Any]) -> Row:
     term = fuse.Term(lm, fuse.CrossEntropy(task["label"]), prefix=task["prefix"])
     objective = fuse.Objective(term)
     method = METHODS["gcg"](search_width=task["search_width"], top_k=task["top_k"], moves=("swap",), buffer_size=0, steps=task["steps"])
-    counted = Counted(objective)
+    counted = Counted(method)
     probe = None
     if task.get("draft"):
         draft = fuse.CausalLM.load(task["draft"])
         draft.vocabulary.head = ()
         probe = fuse.Probe(fuse.Term(draft, term.loss, prefix=task["prefix"]))
-    result = fuse.search(objective, method, init=task["init"].strip(), probe=probe, stop_loss=task.get("stop_loss"))
+    result = fuse.search(objective, counted, init=task["init"].strip(), probe=probe, stop_loss=task.get("stop_loss"))
     spelled = {name: term.around([lm.vocabulary.encode_ids([text])[0]]) for name, text in task.get("texts", {}).items()}
     losses = {name: float(term.scorer.score(rows)[0]) for name, rows in spelled.items()}
     network = lm.network.config
@@ -294,23 +294,19 @@ def run_pez(task: dict[str, Any]) -> Row:
 
 
 class Counted:
-    """For each step and candidate, the number of tokens from the first changed one on."""
+    """A method, and for each of its steps and candidates the number of tokens from the first changed one on."""
 
-    def __init__(self, objective: Any) -> None:
+    def __init__(self, method: Any) -> None:
+        self.method = method
         self.steps: list[list[int]] = []
-        beams: list[Any] = [[]]
-        expand, evaluate = objective.expand, objective.evaluate
 
-        def expanding(beam: Any) -> None:
-            beams[-1:] = [list(beam)]
-            expand(beam)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
 
-        def evaluating(rows: Any) -> Any:
-            if beams[-1]:
-                self.steps.append([min(len(row) - shared(row, one) for one in beams[-1]) for row in rows])
-            return evaluate(rows)
-
-        objective.expand, objective.evaluate = expanding, evaluating
+    def propose(self, state: Any, beam: Any, *others: Any) -> Any:
+        state, candidates = self.method.propose(state, beam, *others)
+        self.steps.append([min(len(row) - shared(row, one) for one in beam) for row in candidates])
+        return state, candidates
 
 
 def shared(row: tuple[int, ...], other: tuple[int, ...]) -> int:

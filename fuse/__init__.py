@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fuse.adapter import FuseAdapter, LexicalAdapter, PooledAdapter, SemanticAdapter
     from fuse.constraints import Constraints
     from fuse.errors import FuseError
-    from fuse.loop import search
+    from fuse.loop import Task, search, search_together
     from fuse.losses import NLL, ClassNLL, CosineDistance, CrossEntropy, KLDiv, LogProb
     from fuse.methods import GCG, PEZ, AutoDAN, Caption, Embedding, Random
     from fuse.models import CLIP, Captioner, CausalLM, Classifier, MaskedLM, OpenCLIP, SentenceEncoder, open_image
@@ -30,7 +30,7 @@ _HOMES = {
     "fuse.probe": ("Probe",),
     "fuse.methods": ("GCG", "PEZ", "AutoDAN", "Caption", "Embedding", "Random"),
     "fuse.strategies": ("Beam", "UniformCost"),
-    "fuse.loop": ("search",),
+    "fuse.loop": ("Task", "search", "search_together"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +14,7 @@ from fuse.adapter.fidelity import Fidelity
 from fuse.constraints import Constraints
 from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.loop import check_combination, check_objective
+from fuse.loop import Task, check_combination, check_objective
 from fuse.methods import METHODS, Method
 from fuse.methods.base import random_prompt
 from fuse.models import Captioner
@@ -36,25 +34,8 @@ RANDOM_LENGTH = 8
 """Free tokens of init=random where the method begins with none."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything that `fuse.search` takes."""
-
-    objective: Objective
-    method: Method
-    strategy: Strategy
-    options: dict[str, Any]
-    """What it takes by name."""
-
-    @property
-    def steps(self) -> int:
-        """The most steps that the run can take."""
-        refine = self.options["refine"]
-        return self.options["steps"] if self.options["steps"] is not None else self.method.steps + (refine.steps if refine else 0)
-
-
-def build(config: Config, progress: Progress = iter, models: Models | None = None) -> Run:
-    """The run that a composed configuration describes; adapters are fitted last, when all else is known to be right.
+def build(config: Config, progress: Progress = iter, models: Models | None = None) -> Task:
+    """The search that a composed configuration describes; adapters are fitted last, when all else is known to be right.
 
     Models that are in `models` are not loaded again; those that are loaded join it.
 
@@ -110,16 +91,7 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
     if config["init"] == "random":
         length = method.prompt_length or RANDOM_LENGTH
         init = objective.vocabulary.decode([random_prompt(Guide(objective), length, generator)])[0]
-    options = {
-        "refine": refine,
-        "steps": steps,
-        "init": init,
-        "stop_loss": stop_loss,
-        "stop_at_label": stop_at_label,
-        "probe": probe,
-        "generator": generator,
-    }
-    return Run(objective, method, strategy, options)
+    return Task(objective, method, strategy, refine, steps, init, stop_loss, stop_at_label, probe, generator)
 
 
 def _measured(term: Term, adapter: Adapter) -> Fidelity | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -56,9 +56,9 @@ def fitting(words: Sequence[str]) -> Iterable[str]:
 class SearchBar:
     """A bar with the step, the best loss and the best text so far."""
 
-    def __init__(self, progress: Progress, steps: int) -> None:
+    def __init__(self, progress: Progress, name: str, steps: int) -> None:
         self._progress = progress
-        self._task = progress.add_task("search", total=steps, loss="", prompt="")
+        self._task = progress.add_task(name or "step", total=steps, loss="", prompt="")
         self._best: Step | None = None
 
     def __call__(self, step: Step) -> None:
@@ -69,17 +69,17 @@ class SearchBar:
 
 
 @contextmanager
-def search_bar(steps: int) -> Iterator[SearchBar]:
-    """The bar of one search."""
+def search_bars(steps: Mapping[str, int]) -> Iterator[dict[str, SearchBar]]:
+    """The bars of searches, by name, with their numbers of steps."""
     columns = (
-        TextColumn("step"),
+        TextColumn("{task.description}", markup=False),
         MofNCompleteColumn(),
         BarColumn(bar_width=20),
         TextColumn("best loss {task.fields[loss]}"),
         TextColumn("{task.fields[prompt]}", markup=False),
     )
     with Progress(*columns, console=errors) as progress:
-        yield SearchBar(progress, steps)
+        yield {name: SearchBar(progress, name, count) for name, count in steps.items()}
 
 
 def show(result: Result) -> None:

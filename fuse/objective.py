@@ -15,7 +15,8 @@ from fuse.constraints import Constraints
 from fuse.errors import FuseError
 from fuse.losses import Loss
 from fuse.models import Model
-from fuse.scoring import Scorer
+from fuse.scoring import Scorer, score_together
+from fuse.scoring import expand_together as expand_scorers
 from fuse.types import Evaluation, Ids, TermResult
 from fuse.vocabulary import Encoded, Template, Vocabulary
 
@@ -183,9 +184,7 @@ class Objective:
 
     def expand(self, beam: Sequence[Ids]) -> None:
         """Candidates are made from these rows next: what they share with them need not be computed again."""
-        prompts = self.vocabulary.decode(beam)
-        for term in self.terms.values():
-            term.scorer.expand(term.encode(prompts))
+        expand_together([(self, beam)])
 
     def evaluate(self, rows: Sequence[Ids]) -> Evaluation:
         """Losses of rows of free tokens: decode, re-tokenise for every model, score.
@@ -193,14 +192,17 @@ class Objective:
         A row is refused (loss inf) if its text does not tokenise to itself, is too long for some model, or is against the
         constraints. What was scored lately is not scored again.
         """
+        return evaluate_together([(self, rows)])[0]
+
+    def _new(self, rows: Sequence[Ids]) -> tuple[list[Ids], list[int], dict[str, list[Encoded]]]:
+        """The different rows that were not scored lately, which of them are valid, and what each model reads for these."""
         new = list(dict.fromkeys(tuple(row) for row in rows if tuple(row) not in self._scored))
         encoded, valid = self._encode(new)
         kept = [i for i, ok in enumerate(valid) if ok]
-        self.evaluations += len(kept)
-        found = torch.full((len(new), len(self.terms)), torch.inf)
-        for column, (name, term) in enumerate(self.terms.items()):
-            found[kept, column] = term.score([encoded[name][i] for i in kept])
-        self._scored.update(zip(new, map(tuple, found.tolist()), strict=True))
+        return new, kept, {name: [of[i] for i in kept] for name, of in encoded.items()}
+
+    def _recall(self, rows: Sequence[Ids]) -> Evaluation:
+        """The losses of rows that are known."""
         losses = torch.tensor([self._scored[tuple(row)] for row in rows]).reshape(len(rows), len(self.terms))
         while len(self._scored) > MEMO:
             self._scored.popitem(last=False)
@@ -241,3 +243,38 @@ class Objective:
         accept = self.constraints.accept
         valid = [ok and accept(self.vocabulary, row, text) for ok, row, text in zip(valid, rows, prompts, strict=True)]
         return encoded, valid
+
+
+Asked = Sequence[tuple[Objective, Sequence[Ids]]]
+"""Objectives, and rows of free tokens for each of them."""
+
+
+def expand_together(asked: Asked) -> None:
+    """`Objective.expand` of each: terms that are alike read in shared passes what candidates have in common with the rows."""
+    encoded = [{name: term.encode(texts) for name, term in objective.terms.items()}
+               for objective, rows in asked for texts in [objective.vocabulary.decode(rows)]]  # fmt: skip
+    for members in _alike([objective for objective, _ in asked]):
+        expand_scorers([asked[i][0].terms[name].scorer for i, name in members], [encoded[i][name] for i, name in members])
+
+
+def evaluate_together(asked: Asked) -> list[Evaluation]:
+    """`Objective.evaluate` of each: terms that are alike score in shared forward passes."""
+    new = [objective._new(rows) for objective, rows in asked]
+    found = [torch.full((len(of), len(objective.terms)), torch.inf) for (of, _, _), (objective, _) in zip(new, asked, strict=True)]
+    for members in _alike([objective for objective, _ in asked]):
+        scorers = [asked[i][0].terms[name].scorer for i, name in members]
+        for (i, name), losses in zip(members, score_together(scorers, [new[i][2][name] for i, name in members]), strict=True):
+            found[i][new[i][1], list(asked[i][0].terms).index(name)] = losses
+    for (objective, _), (of, kept, _), losses in zip(asked, new, found, strict=True):
+        objective.evaluations += len(kept)
+        objective._scored.update(zip(of, map(tuple, losses.tolist()), strict=True))
+    return [objective._recall(rows) for objective, rows in asked]
+
+
+def _alike(objectives: Sequence[Objective]) -> list[list[tuple[int, str]]]:
+    """The terms, as objective and name, in groups that can share forward passes; no term of one objective with another."""
+    groups: dict[Any, list[tuple[int, str]]] = {}
+    for i, objective in enumerate(objectives):
+        for name, term in objective.terms.items():
+            groups.setdefault((name, term.scorer.alike), []).append((i, name))
+    return list(groups.values())

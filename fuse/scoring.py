@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,7 @@ class Scorer:
         self.model = model
         self.loss = loss
         self.batch_size = batch_size
+        self._surroundings = surroundings
         self._prefix = surroundings.ids[: surroundings.free[0]]
         self._first = max(len(self._prefix) - 1, 0) if loss.reads_prompt else None
         """After which position a trunk has to foretell; None after its last ones alone."""
@@ -51,29 +52,19 @@ class Scorer:
         self._fixed = _Roots([self._prefix] if self._prefix else [])
         self._roots = _Roots([])
 
+    @property
+    def alike(self) -> Hashable:
+        """Equal for scorers that can share forward passes: of one model, in equal surroundings, with losses that read the same."""
+        loss = type(self.loss) if isinstance(self.loss, VectorLoss) else self.loss
+        return id(self.model), self._surroundings, loss if isinstance(loss, Hashable) else id(loss)
+
     def expand(self, rows: Sequence[Encoded]) -> None:
         """What comes next shares its beginnings with these rows. Nothing is read before it is needed."""
-        beginnings = [ids for ids in dict.fromkeys(row.up_to_prompt().ids for row in rows) if ids]
-        if beginnings != self._roots.rows:
-            older = self._roots if self._roots.trunk is not None else self._roots.before
-            self._roots = _Roots(beginnings, older)
-            if older is not None:
-                older.before = None
+        expand_together([self], [rows])
 
-    @torch.no_grad()
     def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """The loss of every row, on the CPU in float32; what was scored lately is not scored again."""
-        keys = [(row.ids, row.free, row.label) for row in rows]
-        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._losses}
-        if new:
-            # A row's own last token is always read: what it is told by ends there
-            limits = [max(row.free[1] - 1, 0) for row in new.values()]
-            (values,) = self._map(list(new.values()), limits, lambda inputs, _: (self.loss(self.model, inputs),))
-            self._losses.update(zip(new, values.float().tolist(), strict=True))
-        found = torch.tensor([self._losses[key] for key in keys])
-        while len(self._losses) > MEMO:
-            self._losses.popitem(last=False)
-        return found
+        return score_together([self], [rows])[0]
 
     def gradient(
         self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
@@ -227,6 +218,56 @@ class Scorer:
             if min(shared) >= WORTH:
                 return Branch(older.trunk, torch.tensor(lines, device=self.model.device), min(shared))
         return None
+
+
+def expand_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]]) -> None:
+    """`Scorer.expand` of scorers that are alike, each for rows of its own: what is read of them is there for all."""
+    beginnings = [ids for ids in dict.fromkeys(row.up_to_prompt().ids for of in rows for row in of) if ids]
+    present = scorers[0]._roots
+    if beginnings != present.rows or any(scorer._roots is not present for scorer in scorers):
+        older = present if present.trunk is not None else present.before
+        if older is not None:
+            older.before = None
+        roots = _Roots(beginnings, older)
+        for scorer in scorers:
+            scorer._roots, scorer._fixed = roots, scorers[0]._fixed
+
+
+@torch.no_grad()
+def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]]) -> list[Float[Tensor, " n"]]:
+    """`Scorer.score` of scorers that are alike, each for rows of its own, in shared forward passes."""
+    keys = [[(row.ids, row.free, row.label) for row in of] for of in rows]
+    new = {
+        (number, key): row
+        for number, scorer in enumerate(scorers)
+        for key, row in zip(keys[number], rows[number], strict=True)
+        if key not in scorer._losses
+    }
+    owners = torch.tensor([number for number, _ in new])
+
+    def losses(inputs: Inputs, batch: Sequence[int]) -> tuple[Tensor, ...]:
+        model, loss = scorers[0].model, scorers[0].loss
+        if not isinstance(model, VectorModel) or not isinstance(loss, VectorLoss):
+            return (loss(model, inputs),)
+        vectors, owner = model.vector(inputs), owners[batch]
+        found = vectors.new_zeros(len(vectors))
+        for number in owner.unique().tolist():
+            own = (owner == number).to(vectors.device)
+            found[own] = scorers[number].loss.at(vectors[own])
+        return (found,)
+
+    if new:
+        # A row's own last token is always read: what it is told by ends there
+        limits = [max(row.free[1] - 1, 0) for row in new.values()]
+        (values,) = scorers[0]._map(list(new.values()), limits, losses)
+        for (number, key), value in zip(new, values.float().tolist(), strict=True):
+            scorers[number]._losses[key] = value
+    found = []
+    for scorer, own in zip(scorers, keys, strict=True):
+        found.append(torch.tensor([scorer._losses[key] for key in own]))
+        while len(scorer._losses) > MEMO:
+            scorer._losses.popitem(last=False)
+    return found
 
 
 class _Roots:

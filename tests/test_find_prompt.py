@@ -102,14 +102,15 @@ def test_embedding_collects_prompts_that_elicit_the_label(tmp_path: Path) -> Non
     assert sum(result["token_counts"].values()) > 0
 
 
-def test_a_folder_of_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_folder_of_pictures(tmp_path: Path, at_once: int) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name in ("boat.png", "cat.png"):
         shutil.copy(ROOT / "images" / name, folder)
     (folder / "broken.png").write_text("no picture")
     (folder / "notes.txt").write_text("no picture either")
-    done = run(tmp_path / "out", f"image={folder}", "steps=1", code=2)
+    done = run(tmp_path / "out", f"image={folder}", "steps=1", f"batch_images={at_once}", code=2)
     assert [line for line in done.stderr.splitlines() if "error" in line and "broken.png" in line]
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("result.json")) == ["boat.png", "cat.png"]
     assert read(tmp_path / "out" / "cat.png")[0]["image"].endswith("cat.png")

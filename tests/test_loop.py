@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 import fuse
 from fuse.guide import Guide
@@ -252,3 +254,43 @@ def test_a_step_without_candidates_is_no_end_and_no_record(objective: fuse.Objec
 def test_a_method_of_ones_own_is_told_by_its_class(objective: fuse.Objective) -> None:
     result = fuse.search(objective, Scripted([objective.spell("A cup")], None), fuse.Beam(1), init=START)
     assert {step.method for step in result.trace} == {"Scripted"}
+
+
+def searches(lm: fuse.CausalLM, clip: fuse.CLIP, method: Method, **options: Any) -> list[fuse.Task]:
+    """Three searches for pictures, over the same models."""
+    adapter = fuse.LexicalAdapter.fit(lm.vocabulary, clip)
+    tasks = []
+    for name in ("house", "boat", "tent"):
+        (image,) = clip.embed_images([fuse.open_image(ROOT / f"images/{name}.png")])
+        term = fuse.Term(clip, fuse.CosineDistance(image), weight=10, adapter=adapter)
+        tasks.append(fuse.Task(fuse.Objective(fuse.Term(lm, fuse.NLL()), {"clip": term}), method, steps=4, **options))
+    return tasks
+
+
+@pytest.mark.parametrize("method", [fuse.AutoDAN(search_width=32), fuse.GCG(search_width=24)], ids=["autodan", "gcg"])
+def test_searches_side_by_side_find_what_they_find_alone(
+    lm: fuse.CausalLM, clip: fuse.CLIP, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    forward = lm.network.forward
+    monkeypatch.setattr(lm.network, "forward", lambda *a, **k: (passes.append(1), forward(*a, **k))[1])
+    alone = [task.search() for task in searches(lm, clip, method)]
+    count = len(passes)
+    together = fuse.search_together(searches(lm, clip, method))
+    for one, other in zip(alone, together, strict=True):
+        assert isinstance(other, fuse.Result)
+        assert [step.free_ids for step in one.trace] == [step.free_ids for step in other.trace]
+        assert one.loss == pytest.approx(other.loss, abs=1e-5)
+    assert len({result.prompt for result in alone}) == 3
+    assert len(passes) - count < 0.8 * count
+
+
+def test_one_of_several_searches_may_fail_or_end_early(lm: fuse.CausalLM, clip: fuse.CLIP) -> None:
+    first, second, third = searches(lm, clip, fuse.AutoDAN(search_width=32))
+    found = fuse.search_together([replace(first, init="house" * 200), replace(second, steps=1), third])
+    assert isinstance(found[0], fuse.FuseError)
+    assert "init=" in str(found[0])
+    assert [len(result.trace) for result in found[1:] if isinstance(result, fuse.Result)] == [1, 4]
+    assert isinstance(found[2], fuse.Result)
+    assert found[2].prompt == third.search().prompt
+    assert fuse.search_together([]) == []

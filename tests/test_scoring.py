@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fuse
+from fuse.losses import VectorLoss
 from fuse.scoring import Scorer, _batches
 from fuse.vocabulary import Template
 
@@ -46,9 +47,15 @@ def test_batched_equals_single(term: fuse.Term, batch_size: int) -> None:
 
 def test_equal_rows_are_scored_once(term: fuse.Term, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    loss = type(term.loss)
-    original = loss.__call__
-    monkeypatch.setattr(loss, "__call__", lambda self, model, inputs: (seen.append(len(inputs.ids)), original(self, model, inputs))[1])
+    loss, name = type(term.loss), "at" if isinstance(term.loss, VectorLoss) else "__call__"
+    original = getattr(loss, name)
+
+    def counting(*arguments: Any) -> torch.Tensor:
+        found = original(*arguments)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(loss, name, counting)
     fresh = scorer(term)
     first = fresh.score(term.encode(PROMPTS))
     assert sum(seen) == len(set(PROMPTS))
