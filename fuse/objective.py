@@ -23,13 +23,15 @@ from fuse.vocabulary import Encoded, Template, Vocabulary
 PRIMARY = "primary"
 MEMO = 100_000
 """How many of the latest candidates' losses are remembered."""
+FEW = 8
+"""How many of the best candidates are scored again where models of a coarse type scored them first."""
 
 
 class Term:
     """One summand: a model, a loss on it, the fixed text around the prompt, and a weight.
 
     A secondary also has the `adapter` that carries its gradient to the primary's tokens. `batch_size` is the number of
-    rows in one forward pass.
+    rows in one forward pass. Where `precise` is given, the same model in a finer type, it scores the best few again.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Term:
         suffix: str = "",
         adapter: Adapter | None = None,
         batch_size: int = 128,
+        precise: Model | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -51,6 +54,7 @@ class Term:
         self.adapter = adapter
         self.surroundings = self.encode(["a"])[0].with_free_ids(())
         self.scorer = Scorer(model, loss, self.surroundings, batch_size)
+        self.precise = self.scorer if precise is None else Scorer(precise, loss, self.surroundings, batch_size)
         fixed, limit = len(self.surroundings.ids), self.vocabulary.max_length
         if fixed >= limit:
             raise FuseError(f"prefix, suffix, label: they take {fixed} of the {limit} tokens that the model reads; shorten them")
@@ -206,10 +210,26 @@ class Objective:
         losses = torch.tensor([self._scored[tuple(row)] for row in rows]).reshape(len(rows), len(self.terms))
         while len(self._scored) > MEMO:
             self._scored.popitem(last=False)
+        return Evaluation(self._total(losses), dict(zip(self.terms, losses.unbind(1), strict=True)))
+
+    def _total(self, losses: Float[Tensor, "n t"]) -> Float[Tensor, " n"]:
+        """The weighted sum of the terms' losses."""
         # A refused row's term stays inf even where its weight is 0; what overflowed in a half type is refused too
         weights = torch.tensor([term.weight for term in self.terms.values()])
-        total = torch.where(losses.isfinite().all(1), losses @ weights, torch.inf)
-        return Evaluation(total, dict(zip(self.terms, losses.unbind(1), strict=True)))
+        return torch.where(losses.isfinite().all(1), losses @ weights, torch.inf)
+
+    def _settle(self, losses: Float[Tensor, "n t"], encoded: dict[str, list[Encoded]]) -> None:
+        """Score the best few anew by the precise models, in place, until the best few are such."""
+        coarse = [(column, name) for column, (name, term) in enumerate(self.terms.items()) if term.precise is not term.scorer]
+        settled: set[int] = set()
+        while coarse:
+            total = self._total(losses)
+            best = [i for i in total.argsort(stable=True)[:FEW].tolist() if i not in settled and total[i] < torch.inf]
+            if not best:
+                break
+            for column, name in coarse:
+                losses[best, column] = self.terms[name].precise.score([encoded[name][i] for i in best])
+            settled.update(best)
 
     @property
     def elicits(self) -> bool:
@@ -223,7 +243,7 @@ class Objective:
     def evaluate_text(self, prompt: str) -> tuple[float, dict[str, TermResult]]:
         """The total loss of exactly this text, each term's share, and what each model read."""
         results = {
-            name: TermResult(float(term.score(term.encode([prompt]))[0]), term.weight, term.template.render(prompt)[0])
+            name: TermResult(float(term.precise.score(term.encode([prompt]))[0]), term.weight, term.template.render(prompt)[0])
             for name, term in self.terms.items()
         }
         return sum(term.weight * term.loss for term in results.values()), results
@@ -265,7 +285,10 @@ def evaluate_together(asked: Asked) -> list[Evaluation]:
         scorers = [asked[i][0].terms[name].scorer for i, name in members]
         for (i, name), losses in zip(members, score_together(scorers, [new[i][2][name] for i, name in members]), strict=True):
             found[i][new[i][1], list(asked[i][0].terms).index(name)] = losses
-    for (objective, _), (of, kept, _), losses in zip(asked, new, found, strict=True):
+    for (objective, _), (of, kept, encoded), losses in zip(asked, new, found, strict=True):
+        settled = losses[kept]
+        objective._settle(settled, encoded)
+        losses[kept] = settled
         objective.evaluations += len(kept)
         objective._scored.update(zip(of, map(tuple, losses.tolist()), strict=True))
     return [objective._recall(rows) for objective, rows in asked]

@@ -17,6 +17,8 @@ from fuse.values import Config, naming, number, pick, whole_number
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MIXED = "mixed_"
+"""Begins a dtype in which candidates are scored, the best few of them again in float32."""
 Models = dict[tuple[Any, ...], "Model | Captioner"]
 """What was loaded, by its kind, its name and its place."""
 M = TypeVar("M", bound="Model | Captioner")
@@ -77,7 +79,10 @@ def term_of(config: Config, key: str, models: Models) -> Term:
     """The term of one entry of the configuration."""
     if not isinstance(config, Mapping):
         raise FuseError(f"{key}={config}: expected an entry with model_id and weight; to leave it out, choose others in secondary=[...]")
-    model, loss = pick(KINDS, config["kind"], f"{key}.kind")(config, key, models)
+    kind, precise = pick(KINDS, config["kind"], f"{key}.kind"), None
+    model, loss = kind(config, key, models)
+    if str(config["dtype"]).startswith(MIXED):
+        precise, loss = kind({**config, "dtype": "float32"}, key, models)
     with naming(key):
         return Term(
             model,
@@ -86,6 +91,7 @@ def term_of(config: Config, key: str, models: Models) -> Term:
             prefix=str(config["prefix"] or ""),
             suffix=str(config["suffix"] or ""),
             batch_size=whole_number(config["batch_size"], "batch_size", at_least=1),
+            precise=precise,
         )
 
 
@@ -109,6 +115,7 @@ def image_of(config: Config, key: str) -> Image:
 def place_of(config: Config, key: str) -> dict[str, Any]:
     """The `dtype` and `device` of an entry."""
     dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+    dtypes |= {MIXED + name: dtypes[name] for name in ("float16", "bfloat16")}
     device = config["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from omegaconf import OmegaConf
@@ -77,3 +78,22 @@ def test_an_adapter_that_ranks_by_chance_is_warned_of(tmp_path: Path, caplog: py
         build(composed(f"adapter.cache_dir={tmp_path}"))
     (told,) = [record.getMessage() for record in caplog.records]
     assert "adapter=fuse" in told and "near chance" in told and "adapter=semantic" in told
+
+
+def test_a_mixed_type_loads_a_coarse_and_a_precise_model(tmp_path: Path) -> None:
+    task = build(composed("dtype=mixed_bfloat16", "steps=2", f"adapter.cache_dir={tmp_path}"))
+    for term in task.objective.terms.values():
+        assert term.model.vocabulary.embedding.dtype == torch.bfloat16
+        assert term.precise.model.vocabulary.embedding.dtype == torch.float32
+    exact = build(composed(f"adapter.cache_dir={tmp_path}"))
+    result = task.search()
+    assert result.loss == pytest.approx(exact.objective.evaluate_text(result.prompt)[0], abs=1e-5)
+
+
+def test_the_draft_is_the_primary_with_another_model(tmp_path: Path) -> None:
+    task = build(composed("scoring=probe", "primary.prefix=Look:", "scoring.reduction=4", f"adapter.cache_dir={tmp_path}"))
+    assert task.probe is not None
+    assert task.probe.reduction == 4
+    assert task.probe.draft.template == task.objective.primary.template
+    assert task.probe.draft.loss == task.objective.primary.loss
+    assert task.probe.draft.model.size < task.objective.primary.model.size / 4

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 import fuse
 from fuse.losses import VectorLoss
+from fuse.objective import FEW
 from fuse.scoring import Scorer, _batches
 from fuse.vocabulary import Template
 
@@ -168,3 +170,28 @@ def test_a_neutral_point_hides_the_token(clip: fuse.CLIP, house: torch.Tensor) -
     torch.testing.assert_close(got[0], got[1])
     plain = [Scorer(clip, loss, row).gradient([r], place).embedding for r in (row, other)]
     assert not torch.allclose(plain[0], plain[1])
+
+
+def test_the_best_few_of_a_coarse_type_are_scored_again_precisely(lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor) -> None:
+    folder = ROOT / "fuse/demo"
+    coarse = fuse.CausalLM.load(str(folder / "lm"), dtype=torch.bfloat16)
+    coarse_clip = fuse.CLIP.load(str(folder / "clip"), dtype=torch.bfloat16)
+
+    def objective(model: fuse.CausalLM, sight: fuse.CLIP, precise: bool) -> fuse.Objective:
+        first = fuse.Term(model, fuse.NLL(), precise=lm if precise else None)
+        second = fuse.Term(sight, fuse.CosineDistance(house), weight=10, precise=clip if precise else None)
+        second.adapter = fuse.LexicalAdapter.fit(model.vocabulary, sight)
+        return fuse.Objective(first, {"clip": second})
+
+    mixed, exact, half = objective(coarse, coarse_clip, True), objective(lm, clip, False), objective(coarse, coarse_clip, False)
+    begun = exact.spell("A red house")
+    rows = [(*begun, token) for token in exact.allowed.nonzero().flatten().tolist()]
+    found, wanted, rough = (of.evaluate(rows) for of in (mixed, exact, half))
+    settled = torch.isclose(found.loss, wanted.loss, atol=1e-5, rtol=0) & found.loss.isfinite()
+    best = found.loss.topk(FEW, largest=False).indices
+    assert settled[best].all()
+    assert FEW <= int((found.loss != rough.loss).sum()) <= 4 * FEW
+    assert float(wanted.loss.min()) == pytest.approx(float(found.loss.min()), abs=1e-5)
+    result = fuse.search(mixed, fuse.AutoDAN(search_width=32), fuse.Beam(4), steps=3)
+    assert result.loss == pytest.approx(exact.evaluate_text(result.prompt)[0], abs=1e-5)
+    assert result.loss == pytest.approx(result.trace[-1].best_loss, abs=1e-5)
