@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fuse.adapter import Gradient
@@ -49,7 +49,7 @@ class Scorer:
         self._spare = PASS.get(model.device.type, PASS["cuda"]) / (2 * model.size)
         """How many tokens may be read in vain in each batch, since another pass would cost as much."""
         self._losses: OrderedDict[tuple[Any, ...], float] = OrderedDict()
-        self._fixed = _Roots([self._prefix] if self._prefix else [])
+        self._fixed = _Roots([self._prefix] if self._prefix else [], self._prefix)
         self._roots = _Roots([])
 
     @property
@@ -134,7 +134,9 @@ class Scorer:
         if not roots.hold(rows):
             # A row that begins another one is read off the other's pass
             longest = sorted(set(rows), key=len, reverse=True)
-            roots = _Roots([row for i, row in enumerate(longest) if not any(other[: len(row)] == row for other in longest[:i])])
+            roots = _Roots(
+                [row for i, row in enumerate(longest) if not any(other[: len(row)] == row for other in longest[:i])], self._prefix
+            )
         self._grow(roots, min([len(row) - 1 for row in rows] + ([] if self._first is None else [self._first])))
         trunk = roots.trunk
         assert trunk is not None
@@ -228,7 +230,7 @@ def expand_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]]
         older = present if present.trunk is not None else present.before
         if older is not None:
             older.before = None
-        roots = _Roots(beginnings, older)
+        roots = _Roots(beginnings, scorers[0]._prefix, older)
         for scorer in scorers:
             scorer._roots, scorer._fixed = roots, scorers[0]._fixed
 
@@ -271,24 +273,34 @@ def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]])
 
 
 class _Roots:
-    """Rows of ids that others may go on from, and the trunk that the model made of them, once it has."""
+    """Rows of ids that others may go on from, and the trunk that the model made of them, once it has.
 
-    def __init__(self, rows: Sequence[Ids], before: _Roots | None = None) -> None:
+    Where all rows begin with `prefix`, it is looked at but once.
+    """
+
+    def __init__(self, rows: Sequence[Ids], prefix: Ids = (), before: _Roots | None = None) -> None:
         self.rows = list(rows)
         self.before = before
         self.trunk: Trunk | None = None
-        width = max(map(len, self.rows), default=0)
-        self._table = torch.tensor([[*row, *[-1] * (width - len(row))] for row in self.rows], dtype=torch.long).reshape(
-            len(self.rows), width
-        )
+        self._prefix = prefix if all(row[: len(prefix)] == prefix for row in rows) else ()
+        self._width = max((len(row) - len(self._prefix) for row in self.rows), default=0)
+        self._table = self._tails(self.rows, filler=-1)
+
+    def _tails(self, rows: Sequence[Ids], filler: int) -> Int[Tensor, "n w"]:
+        """What stands behind the prefix, as wide as the longest root."""
+        tails = [row[len(self._prefix) :][: self._width] for row in rows]
+        filled = [[*tail, *[filler] * (self._width - len(tail))] for tail in tails]
+        return torch.tensor(filled, dtype=torch.long).reshape(len(rows), self._width)
 
     def shared(self, rows: Sequence[Ids], limits: Sequence[int]) -> tuple[list[int], list[int]]:
         """For each row the root that it shares the longest beginning with, of at most `limits[i]` tokens, and its length."""
-        width = self._table.shape[1]
-        if not width or not rows:
+        if not self.rows or not rows:
             return [0] * len(rows), [0] * len(rows)
-        table = torch.tensor([[*row[:width], *[-2] * (width - len(row))] for row in rows], dtype=torch.long)
-        longest, line = (table[:, None] == self._table).cumprod(-1).sum(-1).max(1)
+        alike = (self._tails(rows, filler=-2)[:, None] == self._table).cumprod(-1).sum(-1)
+        longest, line = alike.max(1)
+        skipped = len(self._prefix)
+        begun = torch.tensor([row[:skipped] == self._prefix for row in rows])
+        longest = torch.where(begun, skipped + longest, 0)
         return line.tolist(), torch.minimum(longest, torch.tensor(limits)).tolist()
 
     def hold(self, rows: Sequence[Ids]) -> bool:
