@@ -336,10 +336,10 @@ def test_pooled_candidates_come_from_all_models(method: fuse.GCG, lm: fuse.Causa
     row = lm.vocabulary.encode(["A small"])[0][0]
     _, candidates = method.propose(method.init(guide, row, torch.Generator())[0], [row], guide, torch.Generator().manual_seed(0))
     assert candidates is not None
-    own = {ids for ids in candidates.ids if abs(len(ids) - len(row)) <= 1}
+    own = {ids for ids in candidates if abs(len(ids) - len(row)) <= 1}
     (pool,) = guide.proposals([row], [1], 64)
     assert pool[0] and all(objective.valid(pool[0]))
-    assert 4 <= len(candidates.ids) <= 16 and own
+    assert 4 <= len(candidates) <= 16 and own
     assert len({len(ids) for ids in pool[0]}) > 1, "a word of the secondary's may take several tokens"
 
 
