@@ -243,10 +243,10 @@ def run_gcg(task: dict[str, Any]) -> Row:
     body, head = 24 * network.n_layer * network.n_embd**2, 2 * network.n_embd * network.vocab_size
     label = len(lm.vocabulary.encode_ids([task["label"]])[0])
     # From each candidate's first changed token on, and the pass forth and back that the gradient takes
-    read = sum(sum(changed) + label * len(changed) for changed in counted.steps[1:])
-    scored = sum(map(len, counted.steps[1:]))
+    read = sum(sum(changed) + label * len(changed) for changed in counted.changed[1:])
+    scored = sum(map(len, counted.changed[1:]))
     gradient = 3 * ((len(result.free_ids) + label) * body + label * head)
-    operations = read * body + scored * label * head + (len(counted.steps) - 1) * gradient
+    operations = read * body + scored * label * head + (len(counted.changed) - 1) * gradient
     seconds = result.trace[-1].seconds - result.trace[0].seconds
     return {**report(result, gflops), "losses": losses, "peak_fraction": operations / seconds / gflops / 1e9}
 
@@ -300,14 +300,14 @@ class Counted:
 
     def __init__(self, method: Any) -> None:
         self.method = method
-        self.steps: list[list[int]] = []
+        self.changed: list[list[int]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.method, name)
 
     def propose(self, state: Any, beam: Any, *others: Any) -> Any:
         state, candidates = self.method.propose(state, beam, *others)
-        self.steps.append([min(len(row) - shared(row, one) for one in beam) for row in candidates])
+        self.changed.append([min(len(row) - shared(row, one) for one in beam) for row in candidates])
         return state, candidates
 
 

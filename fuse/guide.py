@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ class Guide:
             if term.adapter is None and term.vocabulary is not objective.vocabulary:
                 raise FuseError(f"secondary.{name}.adapter=None: its tokens are not the primary's; give one, such as LexicalAdapter")
         self._objective = objective
+        self._carried = lru_cache(maxsize=1)(self._carry)  # a method may ask at several points that are the nearest to the same rows
         self.vocabulary = objective.vocabulary
         self.allowed = objective.allowed
         self.longest = objective.primary.room
@@ -105,16 +106,21 @@ class Guide:
 
     def embedding_gradient(self, embeddings: Float[Tensor, "b s d"], rows: Sequence[Ids]) -> Float[Tensor, "b s d"]:
         """Gradient of the objective by continuous prompts; models with other tokens read the text of `rows`, the nearest tokens."""
-        total = torch.zeros_like(embeddings, dtype=torch.float32)
+        total = self._carried(tuple(rows)).to(embeddings.device, copy=True)
         for term in self._objective.terms.values():
-            if term.weight and term.adapter is not None:
-                kept = self._readable(rows, term)
-                places = [(rows[i], position) for i in kept for position in range(len(rows[i]))]
-                if kept:
-                    found = term.adapter.embedding_gradient([row for row, _ in places], [position for _, position in places], term)
-                    total[kept] += term.weight * found.reshape(total[kept].shape).to(total)
-            elif term.weight:
+            if term.weight and term.adapter is None:
                 total += term.weight * term.embedding_gradient(rows, embeddings)
+        return total
+
+    def _carry(self, rows: tuple[Ids, ...]) -> Float[Tensor, "b s d"]:
+        """What the adapters bring back of the models that read the text of rows."""
+        total = self.vocabulary.embedding.new_zeros(len(rows), len(rows[0]), self.vocabulary.embedding.shape[1], dtype=torch.float32)
+        for term in self._objective.secondaries.values():
+            kept = self._readable(rows, term) if term.weight and term.adapter is not None else []
+            if kept and term.adapter is not None:
+                places = [(rows[i], position) for i in kept for position in range(len(rows[i]))]
+                found = term.adapter.embedding_gradient([row for row, _ in places], [position for _, position in places], term)
+                total[kept] += term.weight * found.reshape(total[kept].shape).to(total)
         return total
 
     def _readable(self, rows: Sequence[Ids], term: Term) -> list[int]:
