@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +23,8 @@ class Guide:
             if term.adapter is None and term.vocabulary is not objective.vocabulary:
                 raise FuseError(f"secondary.{name}.adapter=None: its tokens are not the primary's; give one, such as LexicalAdapter")
         self._objective = objective
-        self._carried = lru_cache(maxsize=1)(self._carry)  # a method may ask at several points that are the nearest to the same rows
+        self._carried: dict[Ids, Float[Tensor, "s d"]] = {}
+        """What the adapters brought back for the latest rows: a step asks twice for them, and the next one for most again."""
         self.vocabulary = objective.vocabulary
         self.allowed = objective.allowed
         self.longest = objective.primary.room
@@ -106,15 +107,19 @@ class Guide:
 
     def embedding_gradient(self, embeddings: Float[Tensor, "b s d"], rows: Sequence[Ids]) -> Float[Tensor, "b s d"]:
         """Gradient of the objective by continuous prompts; models with other tokens read the text of `rows`, the nearest tokens."""
-        total = self._carried(tuple(rows)).to(embeddings.device, copy=True)
+        new = [row for row in dict.fromkeys(rows) if row not in self._carried]
+        known = {**self._carried, **dict(zip(new, self._carry(new), strict=True))}
+        self._carried = {row: known[row] for row in rows}
+        total = torch.stack([self._carried[row] for row in rows]).to(embeddings.device)
         for term in self._objective.terms.values():
             if term.weight and term.adapter is None:
                 total += term.weight * term.embedding_gradient(rows, embeddings)
         return total
 
-    def _carry(self, rows: tuple[Ids, ...]) -> Float[Tensor, "b s d"]:
-        """What the adapters bring back of the models that read the text of rows."""
-        total = self.vocabulary.embedding.new_zeros(len(rows), len(rows[0]), self.vocabulary.embedding.shape[1], dtype=torch.float32)
+    def _carry(self, rows: Sequence[Ids]) -> Float[Tensor, "b s d"]:
+        """What the adapters bring back of the models that read the text of rows, all of one length."""
+        length = len(rows[0]) if rows else 0
+        total = self.vocabulary.embedding.new_zeros(len(rows), length, self.vocabulary.embedding.shape[1], dtype=torch.float32)
         for term in self._objective.secondaries.values():
             kept = self._readable(rows, term) if term.weight and term.adapter is not None else []
             if kept and term.adapter is not None:
