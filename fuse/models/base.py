@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.types import Branch, Ids, Inputs, Trunk
+from fuse.types import Ids, Inputs, Trunk
 from fuse.vocabulary import Template, Vocabulary, pad
 
 SAMPLED = 64
@@ -118,17 +118,6 @@ class EmbeddingModel(VectorModel):
                 limit = self.vocabulary.max_length
                 raise FuseError(f"target={text[:40]!r}...: {len(row.ids)} tokens, expected at most {limit}; shorten it")
         return self.vector(pad(rows, self.device))
-
-
-def cache_of(branch: Branch | None, rows: Tensor, config: Any = None) -> Any:
-    """The keys and values that these rows of a batch go on from, as transformers has them; empty without a branch."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=config)
-    if branch is not None:
-        for layer, (keys, values) in enumerate(branch.trunk.states):
-            cache.update(keys[branch.row[rows], :, : branch.length], values[branch.row[rows], :, : branch.length], layer)
-    return cache
 
 
 def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:

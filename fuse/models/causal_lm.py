@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fuse.models.base import Model, cache_of, load_network, load_pretrained
+from fuse.models.base import Model, load_network, load_pretrained
 from fuse.types import Branch, Inputs, Trunk
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -64,6 +64,8 @@ class CausalLM(Model):
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer
 
+        from fuse.models.attention import BRANCHING
+
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         length = getattr(network.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
         head = () if start is None else (int(start),)
@@ -71,6 +73,10 @@ class CausalLM(Model):
         self._head_is_last: bool | None = None
         """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
         self.branches = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=network.config).layers)
+        self._shares = self.branches and network.config._attn_implementation == "sdpa" and network._supports_attention_backend
+        """Whether rows of a batch can read one trunk without a copy of it."""
+        if self._shares:
+            network.set_attn_implementation(BRANCHING)
         # Whether the output table is the very table that the embedding layer returns
         head_table = network.get_output_embeddings().weight
         self.tied = head_table.shape == self.vocabulary.embedding.shape and torch.equal(head_table, self.vocabulary.embedding)
@@ -113,7 +119,7 @@ class CausalLM(Model):
             ids, mask = ids[distinct], mask[distinct]
         else:
             embeddings = embeddings[:, start : last - 1]
-        cache = cache_of(branch, distinct, self.network.config) if branch is not None else None
+        cache = None if branch is None else self._cache_of(branch, distinct)
         hidden, logits = self._run(ids, mask, embeddings, cache, range(first - 1 - start, last - 1 - start))
         return [*pieces, Predictions(self, hidden, row, first, last, logits)]
 
@@ -122,7 +128,7 @@ class CausalLM(Model):
         """Keys and values of whole rows, and the predictions after `columns`, those before a branch from its trunk."""
         branch, start = inputs.branch, inputs.branch.length if inputs.branch else 0
         rows = torch.arange(len(inputs.ids), device=self.device)
-        cache = cache_of(branch, rows, self.network.config) if self.branches else None
+        cache = self._cache_of(branch, rows, whole=True) if self.branches else None
         new = [column - start for column in columns if column >= start]
         hidden, logits = self._run(inputs.ids[:, start:], inputs.mask[:, start:], None, cache, new)
         out = Predictions(self, hidden, rows, columns[-1] + 2 - len(new), columns[-1] + 2, logits)
@@ -135,6 +141,14 @@ class CausalLM(Model):
         # A layer with a sliding window may have let go of the first tokens
         whole = all(keys is not None and keys.shape[-2] == inputs.ids.shape[1] for keys, _ in states)
         return Trunk(states if whole else (), columns, *found)
+
+    def _cache_of(self, branch: Branch | None, rows: Int[Tensor, " u"], *, whole: bool = False) -> Any:
+        """What these rows of a batch go on from; `whole` where it is to hold their keys and values from the first on."""
+        from fuse.models.attention import branch_cache, whole_cache
+
+        if branch is not None and self._shares and not whole:
+            return branch_cache(branch, rows)
+        return whole_cache(branch, rows, self.network.config)
 
     def _run(
         self,
@@ -153,6 +167,7 @@ class CausalLM(Model):
         keep = torch.tensor(columns, device=self.device)
         hidden: list[Tensor] = []
         head, said = self.network.get_output_embeddings(), []
+        options = {} if cache is None else {"past_key_values": cache, **({"branching": cache} if self._shares else {})}
 
         def before(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden.append(arguments[0])
@@ -161,9 +176,7 @@ class CausalLM(Model):
         hooks = head.register_forward_pre_hook(before), head.register_forward_hook(lambda _, __, out: said.append(out))
         try:
             with self.reading(embeddings):
-                out = self.network(
-                    input_ids=ids, attention_mask=mask.long(), past_key_values=cache, logits_to_keep=keep, use_cache=cache is not None
-                )
+                out = self.network(input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=cache is not None, **options)
         finally:
             for hook in hooks:
                 hook.remove()

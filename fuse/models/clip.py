@@ -12,15 +12,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
-from fuse.models.base import EmbeddingModel, cache_of, load_network, load_pretrained
+from fuse.models.base import EmbeddingModel, load_network, load_pretrained
 from fuse.types import Inputs, Trunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-BRANCHING = "fuse_branching"
-"""The name of the attention, among those of transformers, that goes on from keys and values."""
 
 
 class CLIP(EmbeddingModel):
@@ -32,12 +28,9 @@ class CLIP(EmbeddingModel):
     branches = True
 
     def __init__(self, network: Any, tokenizer: Any, image_processor: Any) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
+        from fuse.models.attention import BRANCHING
 
         text = network.text_model
-        AttentionInterface.register(BRANCHING, _attend)
-        AttentionMaskInterface.register(BRANCHING, sdpa_mask)
         for number, layer in enumerate(text.encoder.layers):
             layer.self_attn.layer_idx = number
         text.config._attn_implementation = BRANCHING
@@ -57,25 +50,32 @@ class CLIP(EmbeddingModel):
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Unit text vectors, pooled where the network itself pools (at the end token)."""
-        return normalize(self._run(inputs)[0].float(), dim=-1)
+        from fuse.models.attention import branch_cache
+
+        branch = inputs.branch
+        cache = None if branch is None else branch_cache(branch, torch.arange(len(inputs.ids), device=self.device))
+        return normalize(self._run(inputs, cache).float(), dim=-1)
 
     @torch.no_grad()
     def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
-        return Trunk([(layer.keys, layer.values) for layer in self._run(inputs)[1].layers], columns)
+        from fuse.models.attention import whole_cache
 
-    def _run(self, inputs: Inputs) -> tuple[Float[Tensor, "b e"], Any]:
-        """What the network pools, and its keys and values."""
+        cache = whole_cache(inputs.branch, torch.arange(len(inputs.ids), device=self.device))
+        self._run(inputs, cache)
+        return Trunk([(layer.keys, layer.values) for layer in cache.layers], columns)
+
+    def _run(self, inputs: Inputs, cache: Any) -> Float[Tensor, "b e"]:
+        """What the network pools; keys and values are added to the cache, if there is one."""
         start = 0 if inputs.branch is None else inputs.branch.length
         ids, embeddings = inputs.ids[:, start:], None if inputs.embeddings is None else inputs.embeddings[:, start:]
         places = torch.arange(inputs.ids.shape[1], device=ids.device)
         # [b 1 q k]: each real token sees itself and those before it
         seen = (places <= places[start:, None]) & inputs.mask[:, None, None]
-        cache = cache_of(inputs.branch, torch.arange(len(ids), device=ids.device))
         with self.reading(embeddings):
             out = self.network.get_text_features(
-                input_ids=ids, attention_mask=seen, position_ids=places[None, start:], past_key_values=cache
+                input_ids=ids, attention_mask=seen, position_ids=places[None, start:], branching=cache, past_key_values=cache
             )
-        return out.pooler_output, cache
+        return out.pooler_output
 
     @torch.no_grad()
     def embed_images(self, images: list[Image]) -> Float[Tensor, "b e"]:
@@ -83,16 +83,6 @@ class CLIP(EmbeddingModel):
         pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         out = self.network.get_image_features(pixel_values=pixels.to(self.device, self.network.dtype))
         return normalize(out.pooler_output.float(), dim=-1)
-
-
-def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> tuple[Tensor, None]:
-    """Attention to the keys and values of `past_key_values` too, if there are any."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    past = options.pop("past_key_values", None)
-    if past is not None:
-        key, value = past.update(key, value, module.layer_idx)
-    return sdpa_attention_forward(module, query, key, value, mask, **options)
 
 
 def open_image(path: str | Path, key: str = "image") -> Image:
