@@ -73,6 +73,7 @@ class Scorer:
 
         By the embeddings there and, if the loss reads them, by the labels. Row i reads `read[i]` at its places instead of
         its own tokens' embeddings. Results are on the model's device, in float32, zero at places that a row lacks.
+        The loss of a row that reads its own tokens is known then, and is not scored again.
         """
         table, width = self.model.vocabulary.embedding, max(map(len, places))
         by_labels = self.loss.reads_labels(self.model)
@@ -90,8 +91,12 @@ class Scorer:
             if by_labels:
                 leaves.append(torch.zeros(*at.shape, len(table), device=table.device, requires_grad=True))
             with_leaves = replace(inputs, embeddings=embeddings, label_places=at, labels=leaves[1] if by_labels else None)
-            total = self.loss(self.model, with_leaves).sum()
-            found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            losses = self.loss(self.model, with_leaves)
+            found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+            own = (embeddings == table[inputs.ids]).flatten(1).all(1)
+            for i, loss, known in zip(batch, losses.tolist(), own.tolist(), strict=True):
+                if known:
+                    self._losses.setdefault(_key(rows[i]), loss)
             return tuple(torch.where(real[..., None], slope, 0.0) for slope in (found[0][lines, at].float(), *found[1:]))
 
         found = self._map(rows, [min(at) for at in places], slopes)
@@ -238,7 +243,7 @@ def expand_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]]
 @torch.no_grad()
 def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]]) -> list[Float[Tensor, " n"]]:
     """`Scorer.score` of scorers that are alike, each for rows of its own, in shared forward passes."""
-    keys = [[(row.ids, row.free, row.label) for row in of] for of in rows]
+    keys = [[_key(row) for row in of] for of in rows]
     new = {
         (number, key): row
         for number, scorer in enumerate(scorers)
@@ -270,6 +275,11 @@ def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]])
         while len(scorer._losses) > MEMO:
             scorer._losses.popitem(last=False)
     return found
+
+
+def _key(row: Encoded) -> tuple[Ids, tuple[int, int], tuple[int, int]]:
+    """Whatever a row's loss depends on."""
+    return row.ids, row.free, row.label
 
 
 class _Roots:

@@ -129,8 +129,8 @@ class Vocabulary:
     def nearest(self, points: Float[Tensor, "*b d"], allowed: Bool[Tensor, " v"]) -> Int[Tensor, "*b"]:
         """The allowed token whose embedding is the closest to each point."""
         # The smallest |p - e|^2 is the largest p . e - |e|^2 / 2
-        closeness = points.float() @ self.embedding.float().T - self._half_squares
-        return closeness.masked_fill_(~allowed, -torch.inf).argmax(-1)
+        handicap = torch.where(allowed, -self._half_squares, -torch.inf)
+        return torch.nn.functional.linear(points.float(), self.embedding.float(), handicap).argmax(-1)
 
     @cached_property
     def _half_squares(self) -> Float[Tensor, " v"]:

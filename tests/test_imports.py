@@ -14,7 +14,7 @@ LAYERS = [
     ["types", "tproduct", "values"],
     ["vocabulary"],
     ["constraints"],
-    ["models.base"],
+    ["models.base", "models.attention"],
     [f"models.{kind}" for kind in ("captioner", "causal_lm", "classifier", "clip", "masked_lm", "open_clip", "sentence")],
     ["models"],
     ["losses"],

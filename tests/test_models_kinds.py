@@ -505,3 +505,13 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, kin
         term.scorer._losses.clear()
         beam = texts[:3]
     assert model.branches == (kind != "mamba")
+    assert model._shares == (kind not in ("mamba", "bloom", "gemma2, short windows"))
+
+
+def test_a_fused_activation_changes_no_result() -> None:
+    network = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, activation_function="gelu_new", **GPT2, **ENDS)).eval()
+    ids = torch.arange(40).reshape(2, 20)
+    plain = network(ids).logits
+    model = CausalLM(network, word_tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>"))
+    torch.testing.assert_close(model.network(ids).logits, plain, atol=1e-5, rtol=0)
+    assert not [module for module in model.network.modules() if type(module).__name__ == "NewGELUActivation"]

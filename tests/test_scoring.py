@@ -160,6 +160,20 @@ def test_a_batch_that_does_not_fit_is_halved(lm: fuse.CausalLM, caplog: pytest.L
     assert "out of memory" in caplog.text
 
 
+def test_a_gradient_tells_the_loss_of_a_row_that_reads_its_own_tokens(term: fuse.Term, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, hidden = term.encode(["A red house", "a cup"])
+    places = [range(*row.free) for row in (own, hidden)]
+    table, point = term.vocabulary.embedding, term.vocabulary.mean_embedding
+    read = [table[list(own.free_ids)], point.expand(len(hidden.free_ids), -1)]
+    new, expected = scorer(term), scorer(term).score([own, hidden])
+    new.gradient([own, hidden], places, read)
+    asked: list[Any] = []
+    map_ = Scorer._map
+    monkeypatch.setattr(Scorer, "_map", lambda self, rows, *others: [asked.extend(rows), map_(self, rows, *others)][1])
+    torch.testing.assert_close(new.score([own, hidden]), expected, atol=2e-5, rtol=0)
+    assert asked == [hidden]
+
+
 def test_a_neutral_point_hides_the_token(clip: fuse.CLIP, house: torch.Tensor) -> None:
     """At a neutral position the gradient does not depend on which token stands there."""
     loss = fuse.CosineDistance(house)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fuse.guide import Guide
 from fuse.methods.base import require_positive
@@ -30,8 +32,15 @@ class PEZ(Continuous):
 
     def propose(self, state: Any, beam: Sequence[Ids], guide: Guide, generator: torch.Generator) -> tuple[Any, list[Ids]]:
         table = guide.vocabulary.embedding
-        points, rows, memory = state or (table[torch.tensor([beam[0]], device=table.device)].float(), [beam[0]], None)
-        at = table[torch.tensor(rows, device=table.device)]
-        points, memory = self.descend(points, guide.embedding_gradient(at, rows), memory)
+
+        def gradient(rows: list[Ids]) -> Float[Tensor, "1 s d"]:
+            return guide.embedding_gradient(table[torch.tensor(rows, device=table.device)], rows)
+
+        if state is None:
+            rows = [beam[0]]
+            state = table[torch.tensor(rows, device=table.device)].float(), gradient(rows), None
+        points, slope, memory = state
+        points, memory = self.descend(points, slope, memory)
         rows = guide.nearest_rows(points)
-        return (points, rows, memory), spellable(rows, guide)
+        # Taken now, the gradient's forward pass scores the candidate too
+        return (points, gradient(rows), memory), spellable(rows, guide)

@@ -43,7 +43,7 @@ class Model(ABC):
         head: Ids | None = None,
         tail: Ids | None = None,
     ) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = _with_fused_activations(network.eval().requires_grad_(False))
         self.embedding_layer = embedding_layer
         weight = embedding_layer.weight
         with torch.no_grad():
@@ -118,6 +118,17 @@ class EmbeddingModel(VectorModel):
                 limit = self.vocabulary.max_length
                 raise FuseError(f"target={text[:40]!r}...: {len(row.ids)} tokens, expected at most {limit}; shorten it")
         return self.vector(pad(rows, self.device))
+
+
+def _with_fused_activations(network: Any) -> Any:
+    """The same network, with the one activation that transformers spells out in six passes over memory taken by torch's own."""
+    from transformers.activations import ACT2FN, NewGELUActivation
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+    return network
 
 
 def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
