@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 import venv
+from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from peers.measured import peak_megabytes
 from runs import Row, arguments, mean, show
 
 PEERS = {
@@ -33,6 +35,7 @@ PUBLISHED_GFLOPS = 92.0
 PREFIX, LABEL = "Describe:", " a red house stands in the snow"
 GCG = {"run": "gcg", "prefix": PREFIX, "init": " x" * 20, "top_k": 256}
 LABELS = (" in the snow.", " a small boat.", " by the sea.")
+SEEDS = 3
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -89,7 +92,8 @@ def prefix_rows(options: Any, folder: Path) -> list[Row]:
 def goal_rows(options: Any, folder: Path) -> list[Row]:
     """How often a search gets in a second to the loss that nanoGCG reaches in 100 steps, on the trained demo model.
 
-    A draft says nothing of random weights.
+    That loss is the median over the seeds. The time of each library is its median over the seeds too, in which a run that
+    ends elsewhere counts as endless; in the mean over the labels. A draft says nothing of random weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -99,25 +103,25 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
     tokenizer.save_pretrained(folder / "lm")
     AutoModelForCausalLM.from_pretrained(demo / "lm").float().save_pretrained(folder / "lm")
     seconds: dict[str, list[float]] = {"nanogcg": [], "exact": [], "probe": []}
-    runs: dict[str, Row] = {}
+    last: dict[str, Row] = {}
     python, script = environment(options.environments, "nanogcg"), Path(__file__).parent / "peers/gcg_nanogcg.py"
     for label in LABELS[: 1 if options.quick else None]:
         task = {**GCG, "model": str(folder / "lm"), "init": " a" * 20, "label": label, "threads": options.threads}
-        task["search_width"] = 128 if options.quick else 256
-        peer = run({**task, "steps": 100}, python, script)
-        losses = peer["losses"]
-        seconds["nanogcg"].append(peer["step_seconds"] * (1 + losses.index(min(losses))))
+        task["search_width"] = 64 if options.quick else 256
+        peers = [run({**task, "steps": 100, "seed": seed}, python, script) for seed in range(SEEDS)]
+        goal = median(peer["loss"] for peer in peers)
+        reached = [next((i + 1 for i, loss in enumerate(peer["losses"]) if loss <= goal), inf) for peer in peers]
+        seconds["nanogcg"].append(median(peer["step_seconds"] * steps for peer, steps in zip(peers, reached, strict=True)))
         for scoring in ("exact", "probe"):
             draft = str(demo / "lm_small") if scoring == "probe" else None
-            runs[scoring] = run({**task, "steps": 1000, "draft": draft, "stop_loss": peer["loss"]})
-            if runs[scoring]["loss"] > peer["loss"]:
-                print(
-                    f"{scoring}: {label!r} ends at a loss of {runs[scoring]['loss']:.3f}, the peer at {peer['loss']:.3f}", file=sys.stderr
-                )
-            seconds[scoring].append(runs[scoring]["seconds"])
+            runs = [run({**task, "steps": 500, "seed": seed, "draft": draft, "stop_loss": goal}) for seed in range(SEEDS)]
+            last[scoring] = runs[-1]
+            seconds[scoring].append(median(one["seconds"] if one["loss"] <= goal else inf for one in runs))
+        times = ", ".join(f"{name} in {of[-1]:.1f} s" for name, of in seconds.items())
+        print(f"{label!r}: a loss of {goal:.3f} by {times}", file=sys.stderr)
     return [
         row(f"gcg demo LM, to a loss, {scoring}", "nanogcg", {**of, "per_second": 1 / mean(seconds[scoring])}, 1 / mean(seconds["nanogcg"]))
-        for scoring, of in runs.items()
+        for scoring, of in last.items()
     ]
 
 
@@ -221,6 +225,8 @@ def save_clip(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
 
 def run_gcg(task: dict[str, Any]) -> Row:
     """Steps of GCG that elicit a label, and our losses of the peers' results."""
+    import torch
+
     import fuse
     from fuse.methods import METHODS
 
@@ -236,7 +242,8 @@ def run_gcg(task: dict[str, Any]) -> Row:
         draft = fuse.CausalLM.load(task["draft"])
         draft.vocabulary.head = ()
         probe = fuse.Probe(fuse.Term(draft, term.loss, prefix=task["prefix"]))
-    result = fuse.search(objective, counted, init=task["init"].strip(), probe=probe, stop_loss=task.get("stop_loss"))
+    generator = torch.Generator().manual_seed(task.get("seed", 0))
+    result = fuse.search(objective, counted, init=task["init"].strip(), probe=probe, stop_loss=task.get("stop_loss"), generator=generator)
     spelled = {name: term.around([lm.vocabulary.encode_ids([text])[0]]) for name, text in task.get("texts", {}).items()}
     losses = {name: float(term.scorer.score(rows)[0]) for name, rows in spelled.items()}
     network = lm.network.config
@@ -336,7 +343,7 @@ def report(result: Any, gflops: float) -> Row:
         "step_seconds": (last.seconds - first.seconds) / max(1, len(result.trace) - 1),
         "seconds": result.seconds,
         "gflops": gflops,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_megabytes(),
         "loss": result.loss,
     }
 

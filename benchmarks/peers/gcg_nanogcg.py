@@ -18,7 +18,7 @@ settings = nanogcg.GCGConfig(
     optim_str_init=task["init"],
     search_width=task["search_width"],
     topk=task["top_k"],
-    seed=0,
+    seed=task.get("seed", 0),
     verbosity="WARNING",
 )
 result = nanogcg.run(model, tokenizer, task["prefix"] + "{optim_str}", task["label"], settings)
