@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from itertools import groupby
+from math import inf
 from typing import Any
 
 import torch
@@ -25,8 +27,6 @@ MEMO = 100_000
 """How many of the latest rows' losses are remembered."""
 WORTH = 2
 """From how many tokens on it pays to go on from what was read, rather than read it again."""
-VAIN = 0.1
-"""What share of a batch's reading may be padding, or tokens that a row shares with its trunk."""
 PASS = {"cpu": 5e8, "cuda": 5e11}
 """About how many operations take as long as what a forward pass costs beside its operations."""
 
@@ -158,7 +158,7 @@ class Scorer:
         all that follow.
         """
         trunk, parents, shared = self._branches(rows, limits)
-        todo = list(_batches(shared, [len(row.ids) for row in rows], self.batch_size, self._spare))
+        todo = _batches(shared, [len(row.ids) for row in rows], self.batch_size, self._spare)
         order: list[int] = []
         found: list[tuple[Tensor, ...]] = []
         while todo:
@@ -319,18 +319,33 @@ class _Roots:
         return self.shared(rows, lengths)[1] == lengths
 
 
-def _batches(shared: Sequence[int], lengths: Sequence[int], size: int, spare: float) -> Iterator[list[int]]:
-    """At most `size` rows at a time that have about as much to read, so that few tokens, about `spare`, are read in vain."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] - shared[i], shared[i], i))
-    batch: list[int] = []
-    start, end, wanted = 0, 0, 0
-    for i in order:
-        joined = min(start, shared[i]), max(end, lengths[i]), wanted + lengths[i] - shared[i]
-        vain = (len(batch) + 1) * (joined[1] - joined[0]) - joined[2]
-        if batch and (len(batch) == size or vain > VAIN * joined[2] + spare):
-            yield batch
-            batch = []
-        start, end, wanted = joined if batch else (shared[i], lengths[i], lengths[i] - shared[i])
-        batch.append(i)
-    if batch:
-        yield batch
+def _batches(shared: Sequence[int], lengths: Sequence[int], size: int, spare: float) -> list[list[int]]:
+    """At most `size` rows at a time that have about as much to read.
+
+    Of all ways to cut the rows, sorted by what they have to read, between unlike ones, that which reads the least, with
+    `spare` tokens added for each batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] - shared[i], shared[i]))
+    blocks: list[list[int]] = []
+    for _, alike in groupby(order, key=lambda i: (shared[i], lengths[i])):
+        rows = list(alike)
+        blocks += [rows[i : i + size] for i in range(0, len(rows), size)]
+    # The least that the first blocks cost, and how many of them stand before their last batch
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for stop in range(1, len(blocks) + 1):
+        count, start, end = 0, inf, 0.0
+        choices: list[tuple[float, int]] = []
+        for begin in reversed(range(stop)):
+            one = blocks[begin][0]
+            count, start, end = count + len(blocks[begin]), min(start, shared[one]), max(end, lengths[one])
+            if count > size:
+                break
+            choices.append((best[begin][0] + count * (end - start) + spare, begin))
+        best.append(min(choices))
+    found: list[list[int]] = []
+    stop = len(blocks)
+    while stop:
+        begin = best[stop][1]
+        found.append([i for block in blocks[begin:stop] for i in block])
+        stop = begin
+    return found[::-1]

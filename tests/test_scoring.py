@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -68,14 +69,23 @@ def test_equal_rows_are_scored_once(term: fuse.Term, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("shared", [[0] * 8, [2, 0, 1, 3, 2, 8, 1, 40]])
 @pytest.mark.parametrize("spare", [0, 20])
 def test_little_is_read_in_vain(shared: list[int], spare: int) -> None:
-    lengths = [3, 3, 4, 4, 5, 9, 10, 60]
-    batches = list(_batches(shared, lengths, 3, spare))
-    assert sorted(i for batch in batches for i in batch) == list(range(8))
-    for batch in batches:
-        needed = sum(lengths[i] - shared[i] for i in batch)
-        read = len(batch) * (max(lengths[i] for i in batch) - min(shared[i] for i in batch))
-        assert len(batch) <= 3
-        assert read <= 1.1 * needed + spare
+    lengths, size = [3, 5, 4, 4, 6, 9, 10, 60], 3
+    batches = _batches(shared, lengths, size, spare)
+    order = [i for batch in batches for i in batch]
+    assert sorted(order) == list(range(8))
+
+    def cost(batch: list[int]) -> float:
+        if len(batch) > size:
+            return torch.inf
+        return spare + len(batch) * (max(lengths[i] for i in batch) - min(shared[i] for i in batch))
+
+    unlike = [i for i in range(1, 8) if (shared[order[i]], lengths[order[i]]) != (shared[order[i - 1]], lengths[order[i - 1]])]
+    every = [[0, *cuts, 8] for count in range(8) for cuts in combinations(unlike, count)]
+    assert sum(map(cost, batches)) == min(sum(cost(order[a:b]) for a, b in pairwise(cuts)) for cuts in every)
+
+
+def test_equal_rows_fill_whole_batches() -> None:
+    assert [len(batch) for batch in _batches([2] * 10, [5] * 10, 4, 0)] == [4, 4, 2]
 
 
 BEAM = ["See how a red house stands in the deep snow of winter", "A blue cup lies on the"]
