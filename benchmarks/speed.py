@@ -93,7 +93,7 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
     """How often a search gets in a second to the loss that nanoGCG reaches in 100 steps, on the trained demo model.
 
     That loss is the median over the seeds. The time of each library is its median over the seeds too, in which a run that
-    ends elsewhere counts as endless; in the mean over the labels. A draft says nothing of random weights.
+    ends elsewhere counts as endless; in the mean over the labels.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,8 +113,7 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
         reached = [next((i + 1 for i, loss in enumerate(peer["losses"]) if loss <= goal), inf) for peer in peers]
         seconds["nanogcg"].append(median(peer["step_seconds"] * steps for peer, steps in zip(peers, reached, strict=True)))
         for scoring in ("exact", "probe"):
-            draft = str(demo / "lm_small") if scoring == "probe" else None
-            runs = [run({**task, "steps": 500, "seed": seed, "draft": draft, "stop_loss": goal}) for seed in range(SEEDS)]
+            runs = [run({**task, "steps": 500, "seed": seed, "scoring": scoring, "stop_loss": goal}) for seed in range(SEEDS)]
             last[scoring] = runs[-1]
             seconds[scoring].append(median(one["seconds"] if one["loss"] <= goal else inf for one in runs))
         times = ", ".join(f"{name} in {of[-1]:.1f} s" for name, of in seconds.items())
@@ -237,11 +236,7 @@ def run_gcg(task: dict[str, Any]) -> Row:
     objective = fuse.Objective(term)
     method = METHODS["gcg"](search_width=task["search_width"], top_k=task["top_k"], moves=("swap",), buffer_size=0, steps=task["steps"])
     counted = Counted(method)
-    probe = None
-    if task.get("draft"):
-        draft = fuse.CausalLM.load(task["draft"])
-        draft.vocabulary.head = ()
-        probe = fuse.Probe(fuse.Term(draft, term.loss, prefix=task["prefix"]))
+    probe = fuse.Probe() if task.get("scoring") == "probe" else None
     generator = torch.Generator().manual_seed(task.get("seed", 0))
     result = fuse.search(objective, counted, init=task["init"].strip(), probe=probe, stop_loss=task.get("stop_loss"), generator=generator)
     spelled = {name: term.around([lm.vocabulary.encode_ids([text])[0]]) for name, text in task.get("texts", {}).items()}

@@ -56,9 +56,9 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
         _constraints(config["constraints"]),
     )
     stop_at_label = truth(config["stop_at_label"], "stop_at_label")
-    check_objective(objective, method, stop_at_label)
-    objective.check_length(method.prompt_length)
     probe = _probe(config, models)
+    check_objective(objective, method, stop_at_label, probe)
+    objective.check_length(method.prompt_length)
     init = _written(config, models)
     if init:
         objective.spell(init)
@@ -126,11 +126,13 @@ def _strategy(config: Config, method: Method) -> Strategy:
 
 
 def _probe(config: Config, models: Models) -> Probe | None:
-    """Probe sampling, whose draft is the primary with another model; None where all candidates are scored."""
+    """Probe sampling, whose draft, if any, is the primary with another model; None where all candidates are scored."""
     options = dict(config["scoring"])
     if options["name"] == "exact":
         return None
-    options["draft"] = term_of({**config[PRIMARY], **options["draft"]}, "scoring.draft", models)
+    draft = options.pop("draft")
+    if draft["model_id"] is not None:
+        options["draft"] = term_of({**config[PRIMARY], **draft}, "scoring.draft", models)
     return options_of({"probe": Probe}, options, "scoring")
 
 

@@ -34,9 +34,14 @@ def check_combination(method: Method, strategy: Strategy) -> None:
         raise FuseError(f"strategy={name_of(strategy)}: method={method_name(method)} follows a prompt of its own; give strategy=greedy")
 
 
-def check_objective(objective: Objective, method: Method, stop_at_label: bool = False) -> None:
-    """Raises FuseError where a method asks the primary for what it cannot tell, or a label is waited for that is not there."""
+def check_objective(objective: Objective, method: Method, stop_at_label: bool = False, probe: Probe | None = None) -> None:
+    """Raises FuseError where the primary is asked for what it cannot tell, or a label is waited for that is not there."""
     model = objective.primary.model
+    if probe is not None and probe.draft is None and not model.estimates:
+        raise FuseError(
+            f"scoring.draft.model_id=null: a causal LM with full attention guesses for itself, and primary is a {type(model).__name__} "
+            "that does not; name a smaller model"
+        )
     if method.reads_predictions and not isinstance(model, CausalLM):
         raise FuseError(
             f"method={method_name(method)}: it reads next-token probabilities, and primary is a {type(model).__name__}; use a causal LM"
@@ -174,7 +179,7 @@ class _Search:
             parts.append((task.refine, Beam(task.refine.beam_width)))
         for part in parts:
             check_combination(*part)
-            check_objective(self.objective, part[0], task.stop_at_label)
+            check_objective(self.objective, part[0], task.stop_at_label, task.probe)
         self.guide = Guide(self.objective)
         left = task.most_steps
         start = self.objective.spell(task.init) if task.init else ()

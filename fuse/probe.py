@@ -1,4 +1,4 @@
-"""Probe sampling (arXiv 2403.01251, algorithm 1): a small model says which candidates are worth scoring."""
+"""Probe sampling (arXiv 2403.01251, algorithm 1): a cheap guess says which candidates are worth scoring."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ SMALLEST = 8
 class Probe:
     """Of n candidates the share `probe_share`, drawn at random, is scored, and so are the best by the draft.
 
-    The draft's loss stands for the primary's in the weighted sum, by which all n are ranked; its tokens may be others. With
-    the rank correlation r of both on the probe, (1 - r) / 2 x n / `reduction` of the best are scored, at least as many as
-    the beam has rows.
+    The draft's loss stands for the primary's in the weighted sum, by which all n are ranked; its tokens may be others.
+    Without a draft the primary guesses itself, reading of each candidate little more than what changed (`Scorer.estimate`).
+    With the rank correlation r of both on the probe, (1 - r) / 2 x n / `reduction` of the best are scored, at least as many
+    as the beam has rows.
     """
 
-    draft: Term
+    draft: Term | None = None
     probe_share: float = 1 / 16
     reduction: float = 8.0
 
@@ -44,7 +45,8 @@ class Probe:
         probed = max(SMALLEST, round(self.probe_share * len(rows)))
         if len(rows) <= 2 * probed:
             return rows
-        self.draft.scorer.expand(self.draft.encode(objective.vocabulary.decode(beam)))
+        if self.draft is not None:
+            self.draft.scorer.expand(self.draft.encode(objective.vocabulary.decode(beam)))
         guessed = self._guess(objective, rows)
         probe = torch.randperm(len(rows), generator=generator)[:probed]
         true = objective.evaluate([rows[i] for i in probe.tolist()]).loss
@@ -53,14 +55,15 @@ class Probe:
         return [rows[i] for i in sorted({*probe.tolist(), *favoured.tolist()})]
 
     def _guess(self, objective: Objective, rows: Sequence[Ids]) -> Float[Tensor, " n"]:
-        """The weighted sum with the draft in the primary's place; inf for what the draft's context has no room for."""
+        """The weighted sum with the guess in the primary's place; inf for what the draft's context has no room for."""
         prompts = objective.vocabulary.decode(rows)
         total = torch.zeros(len(rows))
         for name, term in objective.terms.items():
-            stand_in = self.draft if name == PRIMARY else term
-            encoded = stand_in.encode(prompts)
-            fits = [i for i, e in enumerate(encoded) if len(e.ids) <= stand_in.vocabulary.max_length]
+            guesser = self.draft or term if name == PRIMARY else term
+            encoded = guesser.encode(prompts)
+            fits = [i for i, e in enumerate(encoded) if len(e.ids) <= guesser.vocabulary.max_length]
             losses = torch.full_like(total, torch.inf)
-            losses[fits] = stand_in.score([encoded[i] for i in fits])
+            estimates = name == PRIMARY and self.draft is None
+            losses[fits] = (guesser.scorer.estimate if estimates else guesser.score)([encoded[i] for i in fits])
             total += losses * term.weight if term.weight else 0
         return total

@@ -19,7 +19,7 @@ from fuse.errors import FuseError
 from fuse.losses import Loss, VectorLoss
 from fuse.models import CausalLM, Model, VectorModel
 from fuse.types import Branch, Ids, Inputs, Trunk
-from fuse.vocabulary import Encoded, pad
+from fuse.vocabulary import Encoded, Span, pad
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ MEMO = 100_000
 """How many of the latest rows' losses are remembered."""
 WORTH = 2
 """From how many tokens on it pays to go on from what was read, rather than read it again."""
+WINDOW = 1
+"""How many tokens behind the changed ones are read anew where a loss is estimated."""
 PASS = {"cpu": 5e8, "cuda": 5e11}
 """About how many operations take as long as what a forward pass costs beside its operations."""
 
@@ -65,6 +67,19 @@ class Scorer:
     def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """The loss of every row, on the CPU in float32; what was scored lately is not scored again."""
         return score_together([self], [rows])[0]
+
+    @torch.no_grad()
+    def estimate(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """About what `score` says of rows that few tokens set apart from the expanded ones; exactly that of other models.
+
+        A model that `estimates` reads the changed tokens, `WINDOW` more, and from the prompt's last token on. For all others
+        stands what it has read of the expanded row: their keys, values and predictions.
+        """
+        if not self.model.estimates or not self._roots.rows or not rows:
+            return self.score(rows)
+        self._grow(self._roots, self._first)
+        (found,) = self._map(rows, None, lambda inputs, _: (self.loss(self.model, inputs),))
+        return found.float().cpu()
 
     def gradient(
         self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
@@ -150,24 +165,35 @@ class Scorer:
         return trunk.logits[line, [trunk.columns.index(len(row) - 1) for row in rows]].float().log_softmax(-1)
 
     def _map(
-        self, rows: Sequence[Encoded], limits: Sequence[int], function: Callable[[Inputs, Sequence[int]], tuple[Tensor, ...]]
+        self,
+        rows: Sequence[Encoded],
+        limits: Sequence[int] | None,
+        function: Callable[[Inputs, Sequence[int]], tuple[Tensor, ...]],
     ) -> tuple[Tensor, ...]:
         """`function` of batches of rows, as inputs and as indices; its results in the rows' order.
 
-        Of row i at most `limits[i]` tokens are left to a trunk. A batch that does not fit into memory is halved, and so are
-        all that follow.
+        Of row i at most `limits[i]` tokens are left to a trunk; None for an estimate. A batch that does not fit into memory
+        is halved, and so are all that follow.
         """
-        trunk, parents, shared = self._branches(rows, limits)
+        gaps: list[tuple[Span, int]] = []
+        if limits is None:
+            trunk, (parents, gaps) = self._roots.trunk, self._roots.gaps(rows)
+            shared = [max(0, row.free[1] - 1 - stop + start) for row, ((start, stop), _) in zip(rows, gaps, strict=True)]
+        else:
+            trunk, parents, shared = self._branches(rows, limits)
         todo = _batches(shared, [len(row.ids) for row in rows], self.batch_size, self._spare)
         order: list[int] = []
         found: list[tuple[Tensor, ...]] = []
         while todo:
-            batch = todo.pop(0)
+            batch = sorted(todo.pop(0), key=lambda i: parents[i])
             try:
                 inputs = pad([rows[i] for i in batch], self.model.device)
+                row = torch.tensor([parents[i] for i in batch], device=self.model.device)
                 length = min(shared[i] for i in batch)
-                if trunk is not None and length:
-                    row = torch.tensor([parents[i] for i in batch], device=self.model.device)
+                if trunk is not None and gaps:
+                    stale = _stale([rows[i] for i in batch], [gaps[i] for i in batch]).to(row.device)
+                    inputs = replace(inputs, branch=Branch(trunk, row, trunk.states[0][0].shape[-2], stale))
+                elif trunk is not None and length:
                     inputs = replace(inputs, branch=Branch(trunk, row, length))
                 found.append(function(inputs, batch))
                 order += batch
@@ -302,21 +328,51 @@ class _Roots:
         filled = [[*tail, *[filler] * (self._width - len(tail))] for tail in tails]
         return torch.tensor(filled, dtype=torch.long).reshape(len(rows), self._width)
 
+    def gaps(self, rows: Sequence[Encoded]) -> tuple[list[int], list[tuple[Span, int]]]:
+        """For each row the root that its prompt begins and ends most like, and what of it is to be read anew for an estimate.
+
+        That is a span, and how much farther on the same tokens stand behind it than in the root.
+        """
+        prompts = [row.ids[: row.free[1]] for row in rows]
+        heads = self._heads(prompts)
+        tails = _Roots([root[::-1] for root in self.rows])._heads([ids[::-1] for ids in prompts])
+        # No token counts twice
+        lengths, own = torch.tensor([len(ids) for ids in prompts]), torch.tensor([len(root) for root in self.rows])
+        tails = torch.minimum(tails, torch.minimum(lengths[:, None], own) - heads)
+        line = (heads + tails).argmax(1)
+        found = []
+        for i, (root, length) in enumerate(zip(line.tolist(), lengths.tolist(), strict=True)):
+            stop = length - int(tails[i, root]) + WINDOW
+            found.append(((int(heads[i, root]), stop), length - len(self.rows[root])))
+        return line.tolist(), found
+
+    def _heads(self, rows: Sequence[Ids]) -> Int[Tensor, "n r"]:
+        """How many tokens each row begins with as each root does."""
+        alike = (self._tails(rows, filler=-2)[:, None] == self._table).cumprod(-1).sum(-1)
+        skipped = len(self._prefix)
+        begun = torch.tensor([row[:skipped] == self._prefix for row in rows])
+        return torch.where(begun[:, None], skipped + alike, 0)
+
     def shared(self, rows: Sequence[Ids], limits: Sequence[int]) -> tuple[list[int], list[int]]:
         """For each row the root that it shares the longest beginning with, of at most `limits[i]` tokens, and its length."""
         if not self.rows or not rows:
             return [0] * len(rows), [0] * len(rows)
-        alike = (self._tails(rows, filler=-2)[:, None] == self._table).cumprod(-1).sum(-1)
-        longest, line = alike.max(1)
-        skipped = len(self._prefix)
-        begun = torch.tensor([row[:skipped] == self._prefix for row in rows])
-        longest = torch.where(begun, skipped + longest, 0)
+        longest, line = self._heads(rows).max(1)
         return line.tolist(), torch.minimum(longest, torch.tensor(limits)).tolist()
 
     def hold(self, rows: Sequence[Ids]) -> bool:
         """Whether each row is the beginning of a root."""
         lengths = [len(row) for row in rows]
         return self.shared(rows, lengths)[1] == lengths
+
+
+def _stale(rows: Sequence[Encoded], gaps: Sequence[tuple[Span, int]]) -> Int[Tensor, "b t"]:
+    """`Branch.stale` of rows that read the span of their gap, and from their prompt's last token on."""
+    column = torch.arange(max(len(row.ids) for row in rows))
+    start, stop = torch.tensor([span for span, _ in gaps])[..., None].unbind(1)
+    shift, last = torch.tensor([[shift, row.free[1] - 1] for row, (_, shift) in zip(rows, gaps, strict=True)])[..., None].unbind(1)
+    stale = torch.where(column < start, column, torch.where(column >= stop, column - shift, -1))
+    return torch.where(column < last, stale, -1)
 
 
 def _batches(shared: Sequence[int], lengths: Sequence[int], size: int, spare: float) -> list[list[int]]:

@@ -31,11 +31,16 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Branch:
-    """What a batch need not read anew: row i shares its first `length` tokens with row `row[i]` of `trunk`."""
+    """What a batch need not read anew: row i shares its first `length` tokens with row `row[i]` of `trunk`.
+
+    With `stale` results are estimates: the keys, values and prediction of position `stale[i, p]` of the trunk's row, one of
+    its first `length`, stand for those of position p, though what comes before may differ; -1 where the token is read.
+    """
 
     trunk: Trunk
     row: Int[Tensor, " b"]
     length: int
+    stale: Int[Tensor, "b t"] | None = None
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,18 @@ def test_a_mixed_type_loads_a_coarse_and_a_precise_model(tmp_path: Path) -> None
 
 
 def test_the_draft_is_the_primary_with_another_model(tmp_path: Path) -> None:
-    task = build(composed("scoring=probe", "primary.prefix=Look:", "scoring.reduction=4", f"adapter.cache_dir={tmp_path}"))
+    small = f"scoring.draft.model_id={ROOT}/fuse/demo/lm_small"
+    task = build(composed("scoring=probe", small, "primary.prefix=Look:", "scoring.reduction=4", f"adapter.cache_dir={tmp_path}"))
     assert task.probe is not None
+    assert task.probe.draft is not None
     assert task.probe.reduction == 4
     assert task.probe.draft.template == task.objective.primary.template
     assert task.probe.draft.loss == task.objective.primary.loss
     assert task.probe.draft.model.size < task.objective.primary.model.size / 4
+
+
+def test_without_a_draft_the_primary_guesses_if_it_can(tmp_path: Path) -> None:
+    task = build(composed("scoring=probe", f"adapter.cache_dir={tmp_path}"))
+    assert task.probe == fuse.Probe()
+    with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*CLIP"):
+        build(composed("scoring=probe", "primary=demo_clip", "secondary=[]", "method=random", f"adapter.cache_dir={tmp_path}"))

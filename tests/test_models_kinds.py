@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers import models as token_models
 
+from fuse import scoring
 from fuse.errors import FuseError
 from fuse.losses import NLL
 from fuse.models import Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, open_image
@@ -481,7 +482,7 @@ CAUSAL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
-def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, kind: str) -> None:
+def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     tokenizer = word_tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>")
     folder = save(tmp_path / "lm", transformers.AutoModelForCausalLM, CAUSAL[kind], tokenizer)
     model = CausalLM.load(str(folder))
@@ -504,6 +505,9 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, kin
         assert term.scorer.score(rows).tolist() == pytest.approx(plain, abs=1e-4)
         term.scorer._losses.clear()
         beam = texts[:3]
+    monkeypatch.setattr(scoring, "WINDOW", 99)
+    assert term.scorer.estimate(rows).tolist() == pytest.approx(plain, abs=1e-4)
+    assert model.estimates == (model._shares and "windows" not in kind)
     assert model.branches == (kind != "mamba")
     assert model._shares == (kind not in ("mamba", "bloom", "gemma2, short windows"))
 

@@ -131,6 +131,23 @@ def test_a_search_with_it_scores_less_and_finds_nearly_as_good(
     assert [step.free_ids for step in once_more.trace] == [step.free_ids for step in result.trace]
 
 
+def test_without_a_draft_a_search_scores_little_and_loses_little(lm: fuse.CausalLM, generator: torch.Generator) -> None:
+    def run(probe: fuse.Probe | None) -> fuse.Result:
+        objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("under a tree."), prefix="Look:"))
+        return fuse.search(objective, fuse.GCG(steps=12, search_width=96, moves=("swap", "insert", "delete")), probe=probe)
+
+    exact, guessed, again = run(None), run(fuse.Probe()), run(fuse.Probe())
+    assert guessed.evaluations < 0.3 * exact.evaluations
+    assert guessed.loss < exact.loss + 0.3 * (exact.initial_loss - exact.loss)
+    assert [step.free_ids for step in guessed.trace] == [step.free_ids for step in again.trace]
+
+
+def test_a_primary_that_cannot_guess_is_told(clip: fuse.CLIP, house: torch.Tensor) -> None:
+    objective = fuse.Objective(fuse.Term(clip, fuse.CosineDistance(house)))
+    with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*CLIP"):
+        fuse.search(objective, fuse.GCG(steps=1), probe=fuse.Probe())
+
+
 @pytest.mark.parametrize(("option", "value"), [("probe_share", 0.0), ("probe_share", 1.0), ("reduction", 0.5)])
 def test_wrong_options_are_told(draft: fuse.Term, option: str, value: float) -> None:
     with pytest.raises(fuse.FuseError, match=f"scoring.{option}={value}"):

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 import fuse
+from fuse.adapter.fidelity import rank_correlation
 from fuse.losses import VectorLoss
 from fuse.objective import FEW
 from fuse.scoring import Scorer, _batches
@@ -153,6 +154,74 @@ def test_the_next_token_after_rows_of_the_beam_costs_no_pass_of_its_own(lm: fuse
         torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
     finally:
         hook.remove()
+
+
+EDITED = [
+    "See how a red house stands in the deep snow of winter",
+    "See how a blue house stands in the deep snow of winter",
+    "See how a red house stands in the snow of winter",
+    "See how a red house stands all alone in the deep snow of winter",
+    "See a red cup lies on the",
+    "A blue cup lies on the green table",
+    "A blue cup lies in the",
+    "Nothing that was ever read",
+]
+LOSSES = {
+    "nll": fuse.NLL(),
+    "log_prob": fuse.LogProb(),
+    "kl_div": fuse.KLDiv(),
+    "label": fuse.CrossEntropy("by the sea."),
+    "label and prompt": fuse.CrossEntropy("by the sea.", 0.5),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "This picture was drawn for you, and it shows:"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_estimate_that_reads_all_is_the_loss(lm: fuse.CausalLM, monkeypatch: pytest.MonkeyPatch, loss: str, prefix: str) -> None:
+    term = fuse.Term(lm, LOSSES[loss], prefix=prefix, suffix="and so on")
+    term.scorer.expand(term.encode(BEAM))
+    rows = term.encode(EDITED)
+    assert torch.equal(term.scorer.estimate([]), torch.zeros(0))
+    monkeypatch.setattr(fuse.scoring, "WINDOW", 99)
+    torch.testing.assert_close(term.scorer.estimate(rows), scorer(term).score(rows), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("loss", ["nll", "label", "label and prompt"])
+def test_an_estimate_reads_little_and_ranks_well(lm: fuse.CausalLM, loss: str) -> None:
+    term = fuse.Term(lm, LOSSES[loss], prefix="Look:")
+    prompt = "A red house stands alone in the deep snow, and a small black cat sleeps on the roof"
+    begun = term.encode([prompt])[0].free_ids
+    words = [row.free_ids[0] for row in term.encode(prompt.split() + "blue green boat tree under two train old".split())]  # noqa: SIM905
+    rows = term.around([(*begun[:i], word, *begun[i + 1 :]) for i in range(len(begun)) for word in words])
+    tokens_read: list[int] = []
+    hook = lm.embedding_layer.register_forward_hook(lambda _, given, out: tokens_read.append(given[0].numel()))
+    try:
+        term.scorer.expand(term.encode([prompt]))
+        guessed = term.scorer.estimate(rows)
+        estimated = sum(tokens_read)
+        tokens_read.clear()
+        losses = term.scorer.score(rows)
+    finally:
+        hook.remove()
+    assert estimated < 0.6 * sum(tokens_read)
+    assert rank_correlation(guessed, losses) > 0.8
+    assert int(losses.argmin()) in guessed.argsort()[:8]
+
+
+def test_an_estimate_is_exact_where_only_the_end_changed(lm: fuse.CausalLM) -> None:
+    term = fuse.Term(lm, fuse.NLL(), prefix="Look:")
+    term.scorer.expand(term.encode(BEAM))
+    rows = [row for ids in term.encode(BEAM) for row in term.around([ids.free_ids, ids.free_ids[:-1], (*ids.free_ids, 300)])]
+    torch.testing.assert_close(term.scorer.estimate(rows), scorer(term).score(rows), atol=2e-5, rtol=0)
+
+
+def test_what_cannot_be_estimated_is_scored(term: fuse.Term, lm: fuse.CausalLM) -> None:
+    rows = term.encode(PROMPTS)
+    assert torch.equal(scorer(term).estimate(rows), scorer(term).score(rows)), "nothing was expanded"
+    if term.model is not lm:
+        expanded = scorer(term)
+        expanded.expand(term.encode(BEAM))
+        torch.testing.assert_close(expanded.estimate(rows), scorer(term).score(rows), atol=2e-5, rtol=0)
 
 
 def test_a_batch_that_does_not_fit_is_halved(lm: fuse.CausalLM, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,16 +56,16 @@ def attend(
     mask: Tensor | None,
     *,
     branching: Cache | None = None,
-    past_key_values: Cache | None = None,
+    updating: Cache | None = None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "b q h e"], None]:
     """Softmax attention to the batch's own keys and, with `branching`, to those of its trunk.
 
-    `past_key_values` come from models that know of no cache; others have updated `branching` before.
+    `updating` comes from models that know of no cache; others have updated `branching` before.
     """
-    if past_key_values is not None:
-        key, value = past_key_values.update(key, value, module.layer_idx)
+    if updating is not None:
+        key, value = updating.update(key, value, module.layer_idx)
     layer = None if branching is None else branching.layers[module.layer_idx]
     if layer is None or not isinstance(layer, BranchLayer):
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)

@@ -34,6 +34,9 @@ class Model(ABC):
     branches = False
     """Whether the model goes on from the `Trunk` that `read` makes, reading no token before the branch again."""
 
+    estimates = False
+    """Whether the model understands `Branch.stale` as well."""
+
     def __init__(
         self,
         network: Any,

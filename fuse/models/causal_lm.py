@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -72,9 +73,14 @@ class CausalLM(Model):
         super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
         self._head_is_last: bool | None = None
         """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
-        self.branches = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=network.config).layers)
+        layers = DynamicCache(config=network.config).layers
+        self.branches = all(isinstance(layer, DynamicLayer) for layer in layers)
         self._shares = self.branches and network.config._attn_implementation == "sdpa" and network._supports_attention_backend
         """Whether rows of a batch can read one trunk without a copy of it."""
+        # A sliding window counts the tokens that stand between two
+        self.estimates = self._shares and all(type(layer) is DynamicLayer for layer in layers)
+        # Versions of transformers before `cache` know it by another name
+        self._cache_name = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
         if self._shares:
             network.set_attn_implementation(BRANCHING)
         # Whether the output table is the very table that the embedding layer returns
@@ -100,6 +106,8 @@ class CausalLM(Model):
             return []
         first, last = int(columns[0]), int(columns[-1]) + 1
         branch, start, pieces = inputs.branch, 0, []
+        if branch is not None and branch.stale is not None:
+            branch = None  # who reads whole predictions gets true ones
         if branch is not None:
             start = branch.length
             if first <= start:
@@ -153,21 +161,26 @@ class CausalLM(Model):
     def _run(
         self,
         ids: Int[Tensor, "u t"],
-        mask: Bool[Tensor, "u t"],
+        mask: Bool[Tensor, "u t"] | Bool[Tensor, "u 1 t k"],
         embeddings: Float[Tensor, "u t d"] | None,
         cache: Any,
         columns: Sequence[int],
+        places: Int[Tensor, "u t"] | None = None,
     ) -> tuple[Float[Tensor, "u c d"], Float[Tensor, "u c v"] | None]:
         """Last hidden states after some of the columns, of which the first is the first that the cache lacks.
 
-        And the logits, unless these can be made of them.
+        And the logits, unless these can be made of them. `places` are the tokens' positions, where they do not follow one
+        another; `mask` then says of each what it sees, in the cache and in the batch.
         """
-        if cache is not None:
+        if cache is not None and places is None:
             mask = torch.cat([mask.new_ones(len(mask), cache.get_seq_length()), mask], 1)
+        mask = mask.long() if places is None else mask
         keep = torch.tensor(columns, device=self.device)
         hidden: list[Tensor] = []
         head, said = self.network.get_output_embeddings(), []
-        options = {} if cache is None else {"past_key_values": cache, **({"branching": cache} if self._shares else {})}
+        options = {} if cache is None else {self._cache_name: cache, **({"branching": cache} if self._shares else {})}
+        if places is not None:
+            options["position_ids"] = places
 
         def before(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden.append(arguments[0])
@@ -176,7 +189,7 @@ class CausalLM(Model):
         hooks = head.register_forward_pre_hook(before), head.register_forward_hook(lambda _, __, out: said.append(out))
         try:
             with self.reading(embeddings):
-                out = self.network(input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=cache is not None, **options)
+                out = self.network(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=cache is not None, **options)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -214,6 +227,8 @@ class CausalLM(Model):
         A shift `inputs.labels` adds labels . log p at its places, zero in value. With `as_embedding`, the label of
         position t is `inputs.embeddings` there: its shift from the table's row adds shift . h, zero in value at a token.
         """
+        if inputs.branch is not None and inputs.branch.stale is not None:
+            return self._estimated_log_probs(inputs, inputs.branch, inputs.branch.stale, read & _has_context(read))
         result = torch.zeros(read.shape, device=read.device)
         for out in self.predictions(inputs, read):
             row, normaliser = out.row[:, None], out.normaliser
@@ -231,6 +246,42 @@ class CausalLM(Model):
                 shift = torch.where(here, (inputs.labels * log_probs).sum(-1), 0.0)
                 result = result.scatter_add(1, inputs.label_places, shift)
         return torch.where(read & _has_context(read), result, 0.0)
+
+    def _estimated_log_probs(
+        self, inputs: Inputs, branch: Branch, stale: Int[Tensor, "b t"], read: Bool[Tensor, "b t"]
+    ) -> Float[Tensor, "b t"]:
+        """`label_log_probs`, where much of a trunk stands for what the rows would be like."""
+        # Positions that the trunk stands for, and positions whose prediction is read
+        kept, told = stale >= 0, torch.cat([read[:, 1:], read.new_zeros(len(read), 1)], 1)
+        result, trunk, place = torch.zeros(read.shape, device=read.device), branch.trunk, torch.arange(read.shape[1], device=read.device)
+        line, at = (told & kept).nonzero(as_tuple=True)
+        if len(line):
+            assert trunk.logits is not None
+            assert trunk.normaliser is not None
+            root, column = branch.row[line], stale[line, at] - trunk.columns[0]
+            result[line, at + 1] = trunk.logits[root, column, inputs.ids[line, at + 1]] - trunk.normaliser[root, column]
+        # Who comes after all that is told is read by nobody
+        new = ~kept & (told.flip(1).cumsum(1).flip(1) > 0)
+        line, at = (told & new).nonzero(as_tuple=True)
+        if len(line):
+            columns = new.long().argsort(dim=1, descending=True, stable=True)[:, : int(new.sum(1).max())]
+            # Where in the row each token of the trunk stands, if anywhere
+            where = torch.full((len(read), branch.length + 1), len(place), device=read.device)
+            where = where.scatter(1, torch.where(kept, stale, branch.length), place.expand_as(stale))[:, :-1]
+            among = new.gather(1, columns)[:, None] & (columns[:, None] <= columns[..., None])
+            seen = torch.cat([where[:, None] < columns[..., None], among], 2)[:, None]
+            rows = torch.arange(len(read), device=read.device)
+            hidden, logits = self._run(
+                inputs.ids.gather(1, columns), seen, None, self._cache_of(branch, rows), range(columns.shape[1]), columns
+            )
+            slot, labels = new.cumsum(1)[line, at] - 1, inputs.ids[line, at + 1][:, None]
+            chosen = hidden[line, slot][:, None]
+            if logits is None:
+                picked = self.logits_of(chosen, labels) - self.normaliser_of(chosen)
+            else:
+                picked = logits[line, slot].log_softmax(-1).gather(1, labels)
+            result[line, at + 1] = picked[:, 0].to(result)
+        return result
 
     @torch.no_grad()
     def says(self, inputs: Inputs) -> Bool[Tensor, " b"]:

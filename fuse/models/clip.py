@@ -73,7 +73,7 @@ class CLIP(EmbeddingModel):
         seen = (places <= places[start:, None]) & inputs.mask[:, None, None]
         with self.reading(embeddings):
             out = self.network.get_text_features(
-                input_ids=ids, attention_mask=seen, position_ids=places[None, start:], branching=cache, past_key_values=cache
+                input_ids=ids, attention_mask=seen, position_ids=places[None, start:], branching=cache, updating=cache
             )
         return out.pooler_output
 
