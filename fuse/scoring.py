@@ -11,15 +11,16 @@ from math import inf
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fuse.adapter import Gradient
 from fuse.errors import FuseError
 from fuse.losses import Loss, VectorLoss
 from fuse.models import CausalLM, Model, VectorModel
+from fuse.roots import Gap, Roots, stale
 from fuse.types import Branch, Ids, Inputs, Trunk
-from fuse.vocabulary import Encoded, Span, pad
+from fuse.vocabulary import Encoded, pad
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ MEMO = 100_000
 """How many of the latest rows' losses are remembered."""
 WORTH = 2
 """From how many tokens on it pays to go on from what was read, rather than read it again."""
-WINDOW = 1
-"""How many tokens behind the changed ones are read anew where a loss is estimated."""
 PASS = {"cpu": 5e8, "cuda": 5e11}
 """About how many operations take as long as what a forward pass costs beside its operations."""
 
@@ -51,8 +50,8 @@ class Scorer:
         self._spare = PASS.get(model.device.type, PASS["cuda"]) / (2 * model.size)
         """How many tokens may be read in vain in each batch, since another pass would cost as much."""
         self._losses: OrderedDict[tuple[Any, ...], float] = OrderedDict()
-        self._fixed = _Roots([self._prefix] if self._prefix else [], self._prefix)
-        self._roots = _Roots([])
+        self._fixed = Roots([self._prefix] if self._prefix else [], self._prefix)
+        self._roots = Roots([])
 
     @property
     def alike(self) -> Hashable:
@@ -72,8 +71,8 @@ class Scorer:
     def estimate(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """About what `score` says of rows that few tokens set apart from the expanded ones; exactly that of other models.
 
-        A model that `estimates` reads the changed tokens, `WINDOW` more, and from the prompt's last token on. For all others
-        stands what it has read of the expanded row: their keys, values and predictions.
+        A model that `estimates` reads what `fuse.roots.Gap` says. For all other tokens stands what it has read of the expanded
+        row: their keys, values and predictions.
         """
         if not self.model.estimates or not self._roots.rows or not rows:
             return self.score(rows)
@@ -154,7 +153,7 @@ class Scorer:
         if not roots.hold(rows):
             # A row that begins another one is read off the other's pass
             longest = sorted(set(rows), key=len, reverse=True)
-            roots = _Roots(
+            roots = Roots(
                 [row for i, row in enumerate(longest) if not any(other[: len(row)] == row for other in longest[:i])], self._prefix
             )
         self._grow(roots, min([len(row) - 1 for row in rows] + ([] if self._first is None else [self._first])))
@@ -175,10 +174,10 @@ class Scorer:
         Of row i at most `limits[i]` tokens are left to a trunk; None for an estimate. A batch that does not fit into memory
         is halved, and so are all that follow.
         """
-        gaps: list[tuple[Span, int]] = []
+        gaps: list[Gap] = []
         if limits is None:
-            trunk, (parents, gaps) = self._roots.trunk, self._roots.gaps(rows)
-            shared = [max(0, row.free[1] - 1 - stop + start) for row, ((start, stop), _) in zip(rows, gaps, strict=True)]
+            trunk, gaps = self._roots.trunk, self._roots.gaps(rows)
+            parents, shared = [gap.root for gap in gaps], [gap.left for gap in gaps]
         else:
             trunk, parents, shared = self._branches(rows, limits)
         todo = _batches(shared, [len(row.ids) for row in rows], self.batch_size, self._spare)
@@ -191,8 +190,8 @@ class Scorer:
                 row = torch.tensor([parents[i] for i in batch], device=self.model.device)
                 length = min(shared[i] for i in batch)
                 if trunk is not None and gaps:
-                    stale = _stale([rows[i] for i in batch], [gaps[i] for i in batch]).to(row.device)
-                    inputs = replace(inputs, branch=Branch(trunk, row, trunk.states[0][0].shape[-2], stale))
+                    known = stale([gaps[i] for i in batch], inputs.ids.shape[1]).to(row.device)
+                    inputs = replace(inputs, branch=Branch(trunk, row, trunk.states[0][0].shape[-2], known))
                 elif trunk is not None and length:
                     inputs = replace(inputs, branch=Branch(trunk, row, length))
                 found.append(function(inputs, batch))
@@ -223,7 +222,7 @@ class Scorer:
         return None, none, none
 
     @torch.no_grad()
-    def _grow(self, roots: _Roots, first: int | None) -> None:
+    def _grow(self, roots: Roots, first: int | None) -> None:
         """Read the roots, unless that is done, and keep what is foretold after position `first` and all that follow.
 
         None keeps the last ones alone.
@@ -237,7 +236,7 @@ class Scorer:
             inputs = replace(inputs, branch=self._stem(roots, first))
         roots.trunk = self.model.read(inputs, range(first, inputs.ids.shape[1]))
 
-    def _stem(self, roots: _Roots, first: int) -> Branch | None:
+    def _stem(self, roots: Roots, first: int) -> Branch | None:
         """Where roots branch off themselves: from those before them, which the search has expanded, or from the prefix."""
         limits = [len(row) - 1 for row in roots.rows]
         if roots is not self._fixed and len(self._prefix) >= WORTH:
@@ -261,7 +260,7 @@ def expand_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]]
         older = present if present.trunk is not None else present.before
         if older is not None:
             older.before = None
-        roots = _Roots(beginnings, scorers[0]._prefix, older)
+        roots = Roots(beginnings, scorers[0]._prefix, older)
         for scorer in scorers:
             scorer._roots, scorer._fixed = roots, scorers[0]._fixed
 
@@ -306,73 +305,6 @@ def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]])
 def _key(row: Encoded) -> tuple[Ids, tuple[int, int], tuple[int, int]]:
     """Whatever a row's loss depends on."""
     return row.ids, row.free, row.label
-
-
-class _Roots:
-    """Rows of ids that others may go on from, and the trunk that the model made of them, once it has.
-
-    Where all rows begin with `prefix`, it is looked at but once.
-    """
-
-    def __init__(self, rows: Sequence[Ids], prefix: Ids = (), before: _Roots | None = None) -> None:
-        self.rows = list(rows)
-        self.before = before
-        self.trunk: Trunk | None = None
-        self._prefix = prefix if all(row[: len(prefix)] == prefix for row in rows) else ()
-        self._width = max((len(row) - len(self._prefix) for row in self.rows), default=0)
-        self._table = self._tails(self.rows, filler=-1)
-
-    def _tails(self, rows: Sequence[Ids], filler: int) -> Int[Tensor, "n w"]:
-        """What stands behind the prefix, as wide as the longest root."""
-        tails = [row[len(self._prefix) :][: self._width] for row in rows]
-        filled = [[*tail, *[filler] * (self._width - len(tail))] for tail in tails]
-        return torch.tensor(filled, dtype=torch.long).reshape(len(rows), self._width)
-
-    def gaps(self, rows: Sequence[Encoded]) -> tuple[list[int], list[tuple[Span, int]]]:
-        """For each row the root that its prompt begins and ends most like, and what of it is to be read anew for an estimate.
-
-        That is a span, and how much farther on the same tokens stand behind it than in the root.
-        """
-        prompts = [row.ids[: row.free[1]] for row in rows]
-        heads = self._heads(prompts)
-        tails = _Roots([root[::-1] for root in self.rows])._heads([ids[::-1] for ids in prompts])
-        # No token counts twice
-        lengths, own = torch.tensor([len(ids) for ids in prompts]), torch.tensor([len(root) for root in self.rows])
-        tails = torch.minimum(tails, torch.minimum(lengths[:, None], own) - heads)
-        line = (heads + tails).argmax(1)
-        found = []
-        for i, (root, length) in enumerate(zip(line.tolist(), lengths.tolist(), strict=True)):
-            stop = length - int(tails[i, root]) + WINDOW
-            found.append(((int(heads[i, root]), stop), length - len(self.rows[root])))
-        return line.tolist(), found
-
-    def _heads(self, rows: Sequence[Ids]) -> Int[Tensor, "n r"]:
-        """How many tokens each row begins with as each root does."""
-        alike = (self._tails(rows, filler=-2)[:, None] == self._table).cumprod(-1).sum(-1)
-        skipped = len(self._prefix)
-        begun = torch.tensor([row[:skipped] == self._prefix for row in rows])
-        return torch.where(begun[:, None], skipped + alike, 0)
-
-    def shared(self, rows: Sequence[Ids], limits: Sequence[int]) -> tuple[list[int], list[int]]:
-        """For each row the root that it shares the longest beginning with, of at most `limits[i]` tokens, and its length."""
-        if not self.rows or not rows:
-            return [0] * len(rows), [0] * len(rows)
-        longest, line = self._heads(rows).max(1)
-        return line.tolist(), torch.minimum(longest, torch.tensor(limits)).tolist()
-
-    def hold(self, rows: Sequence[Ids]) -> bool:
-        """Whether each row is the beginning of a root."""
-        lengths = [len(row) for row in rows]
-        return self.shared(rows, lengths)[1] == lengths
-
-
-def _stale(rows: Sequence[Encoded], gaps: Sequence[tuple[Span, int]]) -> Int[Tensor, "b t"]:
-    """`Branch.stale` of rows that read the span of their gap, and from their prompt's last token on."""
-    column = torch.arange(max(len(row.ids) for row in rows))
-    start, stop = torch.tensor([span for span, _ in gaps])[..., None].unbind(1)
-    shift, last = torch.tensor([[shift, row.free[1] - 1] for row, (_, shift) in zip(rows, gaps, strict=True)])[..., None].unbind(1)
-    stale = torch.where(column < start, column, torch.where(column >= stop, column - shift, -1))
-    return torch.where(column < last, stale, -1)
 
 
 def _batches(shared: Sequence[int], lengths: Sequence[int], size: int, spare: float) -> list[list[int]]:

@@ -23,6 +23,7 @@ LAYERS = [
     ["adapter.fuse", "adapter.lexical", "adapter.pooled", "adapter.cache"],
     ["adapter.semantic"],
     ["adapter"],
+    ["roots"],
     ["scoring"],
     ["objective"],
     ["guide", "probe"],

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers import models as token_models
 
-from fuse import scoring
+from fuse import roots
 from fuse.errors import FuseError
 from fuse.losses import NLL
 from fuse.models import Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, open_image
@@ -505,7 +505,7 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, mon
         assert term.scorer.score(rows).tolist() == pytest.approx(plain, abs=1e-4)
         term.scorer._losses.clear()
         beam = texts[:3]
-    monkeypatch.setattr(scoring, "WINDOW", 99)
+    monkeypatch.setattr(roots, "WINDOW", 99)
     assert term.scorer.estimate(rows).tolist() == pytest.approx(plain, abs=1e-4)
     assert model.estimates == (model._shares and "windows" not in kind)
     assert model.branches == (kind != "mamba")

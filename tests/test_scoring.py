@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 import fuse
+from fuse import roots
 from fuse.adapter.fidelity import rank_correlation
 from fuse.losses import VectorLoss
 from fuse.objective import FEW
@@ -182,7 +183,7 @@ def test_an_estimate_that_reads_all_is_the_loss(lm: fuse.CausalLM, monkeypatch: 
     term.scorer.expand(term.encode(BEAM))
     rows = term.encode(EDITED)
     assert torch.equal(term.scorer.estimate([]), torch.zeros(0))
-    monkeypatch.setattr(fuse.scoring, "WINDOW", 99)
+    monkeypatch.setattr(roots, "WINDOW", 99)
     torch.testing.assert_close(term.scorer.estimate(rows), scorer(term).score(rows), atol=2e-5, rtol=0)
 
 
