@@ -13,6 +13,7 @@ import fuse
 from fuse import roots
 from fuse.adapter.fidelity import rank_correlation
 from fuse.losses import VectorLoss
+from fuse.models import causal_lm
 from fuse.objective import FEW
 from fuse.scoring import Scorer, _batches
 from fuse.vocabulary import Template
@@ -207,6 +208,26 @@ def test_an_estimate_reads_little_and_ranks_well(lm: fuse.CausalLM, loss: str) -
     assert estimated < 0.6 * sum(tokens_read)
     assert rank_correlation(guessed, losses) > 0.8
     assert int(losses.argmin()) in guessed.argsort()[:8]
+
+
+def test_an_estimate_sums_few_of_many_tokens_as_they_are(lm: fuse.CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    term = fuse.Term(lm, LOSSES["label and prompt"], prefix="Look:")
+    begun = term.encode(["A red house stands alone in the deep snow"])[0].free_ids
+    rows = term.around([(*begun[:i], token, *begun[i + 1 :]) for i in range(len(begun)) for token in range(300, 310)])
+    term.scorer.expand(term.around([begun]))
+    whole = term.scorer.estimate(rows)
+    widths: list[int] = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w, b=None: [widths.append(len(w) * x.shape[0]), linear(x, w, b)][1])
+    term.scorer.estimate(rows)
+    summed = sum(widths)
+    widths.clear()
+    monkeypatch.setattr(causal_lm, "SHORTLIST", 100)
+    few = term.scorer.estimate(rows)
+    assert sum(widths) < 0.7 * summed
+    torch.testing.assert_close(few, whole, atol=0.02, rtol=0)
+    assert not torch.equal(few, whole)
+    assert rank_correlation(few, whole) > 0.99
 
 
 def test_an_estimate_is_exact_where_only_the_end_changed(lm: fuse.CausalLM) -> None:

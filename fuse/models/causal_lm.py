@@ -17,6 +17,10 @@ from fuse.types import Branch, Inputs, Trunk
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 """How many logits are made and summed at once: as many as a cache holds, and enough to be worth a call."""
+SHORTLIST = 1024
+"""How many logits of each place an estimate looks at."""
+FEW = 8
+"""So many sums over the vocabulary are made as they are, where more are estimated."""
 
 
 @dataclass(frozen=True)
@@ -274,13 +278,44 @@ class CausalLM(Model):
             hidden, logits = self._run(
                 inputs.ids.gather(1, columns), seen, None, self._cache_of(branch, rows), range(columns.shape[1]), columns
             )
-            slot, labels = new.cumsum(1)[line, at] - 1, inputs.ids[line, at + 1][:, None]
-            chosen = hidden[line, slot][:, None]
+            slot, labels = new.cumsum(1)[line, at] - 1, inputs.ids[line, at + 1]
             if logits is None:
-                picked = self.logits_of(chosen, labels) - self.normaliser_of(chosen)
+                chosen = hidden[line, slot]
+                # States are much alike where the same token of the label follows the same token
+                place = torch.where(inputs.label, inputs.label.cumsum(1), 0)[line, at + 1]
+                follows = torch.stack([place, inputs.ids[line, at]], 1).unique(dim=0, return_inverse=True)[1]
+                kind = torch.where(place > 0, follows + 1, 0)
+                picked = self.logits_of(chosen[:, None], labels[:, None])[:, 0] - self._estimated_normaliser(chosen, kind)
             else:
-                picked = logits[line, slot].log_softmax(-1).gather(1, labels)
-            result[line, at + 1] = picked[:, 0].to(result)
+                picked = logits[line, slot].log_softmax(-1).gather(1, labels[:, None])[:, 0]
+            result[line, at + 1] = picked.to(result)
+        return result
+
+    def _estimated_normaliser(self, hidden: Float[Tensor, "n d"], kind: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """About `normaliser_of`, and just that for kind 0; states of another kind lie near one another.
+
+        The `SHORTLIST` likeliest tokens after the mean state are summed as they are, and the log of the sum over all others
+        is linearised at that state.
+        """
+        head, result = self.network.get_output_embeddings(), hidden.new_zeros(len(hidden), dtype=torch.float32)
+        numbers, counts = kind.unique(return_counts=True)
+        many = [number for number, count in zip(numbers.tolist(), counts.tolist(), strict=True) if number and count > FEW]
+        if len(head.weight) <= 2 * SHORTLIST:
+            many = []
+        alone = ~torch.isin(kind, kind.new_tensor(many))
+        result[alone] = self.normaliser_of(hidden[alone][:, None])[:, 0]
+        if not many:
+            return result
+        means = torch.stack([hidden[kind == number].mean(0) for number in many])
+        logits = self.logits_of(means[None])[0]
+        top = logits.topk(SHORTLIST).indices
+        rest = logits.scatter(1, top, -torch.inf)
+        slopes = rest.softmax(1).to(head.weight) @ head.weight
+        for i, number in enumerate(many):
+            states = hidden[kind == number]
+            likeliest = torch.nn.functional.linear(states, head.weight[top[i]], None if head.bias is None else head.bias[top[i]])
+            others = rest[i].logsumexp(0) + _widened((states - means[i]) @ slopes[i])
+            result[kind == number] = torch.logaddexp(_widened(likeliest).logsumexp(-1), others)
         return result
 
     @torch.no_grad()
