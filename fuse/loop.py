@@ -207,7 +207,7 @@ class _Search:
                 number -= 1
                 break
             if self.task.probe is not None:
-                candidates = self.task.probe.choose(self.objective, beam, candidates, self.generator)
+                candidates = self.task.probe.choose(self.objective, beam, candidates, self.generator, strategy.width)
             evaluation = yield False, candidates
             scored = [(loss, ids) for loss, ids in zip(evaluation.loss.tolist(), candidates, strict=True) if loss < float("inf")]
             strategy_state, beam = strategy.select(strategy_state, scored, method.buffer_size)

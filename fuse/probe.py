@@ -25,7 +25,7 @@ class Probe:
     The draft's loss stands for the primary's in the weighted sum, by which all n are ranked; its tokens may be others.
     Without a draft the primary guesses itself, reading of each candidate little more than what changed (`Scorer.estimate`).
     With the rank correlation r of both on the probe, (1 - r) / 2 x n / `reduction` of the best are scored, at least as many
-    as the beam has rows.
+    as the strategy expands at once.
     """
 
     draft: Term | None = None
@@ -38,8 +38,10 @@ class Probe:
         if not self.reduction >= 1:
             raise FuseError(f"scoring.reduction={self.reduction}: expected 1 or more")
 
-    def choose(self, objective: Objective, beam: Sequence[Ids], candidates: Sequence[Ids], generator: torch.Generator) -> list[Ids]:
-        """Those of the candidates, made from the beam, that are to be scored; invalid ones are not among them."""
+    def choose(
+        self, objective: Objective, beam: Sequence[Ids], candidates: Sequence[Ids], generator: torch.Generator, width: int = 1
+    ) -> list[Ids]:
+        """Those of the candidates, made from the beam, that are to be scored, at least `width`; invalid ones are not among them."""
         distinct = list(dict.fromkeys(candidates))
         rows = [row for row, ok in zip(distinct, objective.valid(distinct), strict=True) if ok]
         probed = max(SMALLEST, round(self.probe_share * len(rows)))
@@ -51,7 +53,7 @@ class Probe:
         probe = torch.randperm(len(rows), generator=generator)[:probed]
         true = objective.evaluate([rows[i] for i in probe.tolist()]).loss
         disagreement = (1 - rank_correlation(guessed[probe], true)) / 2
-        favoured = guessed.argsort(stable=True)[: max(1, len(beam), round(disagreement * len(rows) / self.reduction))]
+        favoured = guessed.argsort(stable=True)[: max(width, round(disagreement * len(rows) / self.reduction))]
         return [rows[i] for i in sorted({*probe.tolist(), *favoured.tolist()})]
 
     def _guess(self, objective: Objective, rows: Sequence[Ids]) -> Float[Tensor, " n"]:

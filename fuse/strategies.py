@@ -21,6 +21,11 @@ Entry = tuple[float, Ids]
 class Strategy(ABC):
     """Decides which scored sequences are expanded next."""
 
+    @property
+    def width(self) -> int:
+        """The most sequences that are expanded in one step."""
+        return 1
+
     @abstractmethod
     def init(self) -> Any:
         """The state before the first step."""
@@ -39,6 +44,10 @@ class Beam(Strategy):
     def __post_init__(self) -> None:
         if self.beam_width < 1:
             raise FuseError(f"strategy.beam_width={self.beam_width}: expected at least 1")
+
+    @property
+    def width(self) -> int:
+        return self.beam_width
 
     def init(self) -> list[Entry]:
         return []

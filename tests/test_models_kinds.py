@@ -477,6 +477,7 @@ CAUSAL: dict[str, Any] = {
     "bloom": transformers.BloomConfig(vocab_size=64, n_layer=2, n_head=2, hidden_size=32, **ENDS),
     "mistral, short windows": transformers.MistralConfig(vocab_size=64, **LLAMA, **WINDOW, **ENDS),
     "gemma2, short windows": transformers.Gemma2Config(vocab_size=64, head_dim=16, final_logit_softcapping=0.5, **LLAMA, **WINDOW, **ENDS),
+    "granite": transformers.GraniteConfig(vocab_size=64, logits_scaling=4.0, **LLAMA, **ENDS),
     "mamba": transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, **ENDS),
 }
 

@@ -142,6 +142,14 @@ def test_without_a_draft_a_search_scores_little_and_loses_little(lm: fuse.Causal
     assert [step.free_ids for step in guessed.trace] == [step.free_ids for step in again.trace]
 
 
+def test_a_beam_is_chosen_as_wide_as_the_strategy_has_it(objective: fuse.Objective) -> None:
+    """The guess at rows that only grow is exact, so that the beams are those of scoring all."""
+    exact = fuse.search(objective, fuse.AutoDAN(), fuse.Beam(6), steps=5)
+    guessed = fuse.search(fuse.Objective(objective.primary), fuse.AutoDAN(), fuse.Beam(6), steps=5, probe=fuse.Probe())
+    assert [step.free_ids for step in guessed.trace] == [step.free_ids for step in exact.trace]
+    assert guessed.evaluations < 0.2 * exact.evaluations
+
+
 def test_a_primary_that_cannot_guess_is_told(clip: fuse.CLIP, house: torch.Tensor) -> None:
     objective = fuse.Objective(fuse.Term(clip, fuse.CosineDistance(house)))
     with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*CLIP"):
