@@ -37,7 +37,7 @@ def check_combination(method: Method, strategy: Strategy) -> None:
 def check_objective(objective: Objective, method: Method, stop_at_label: bool = False, probe: Probe | None = None) -> None:
     """Raises FuseError where the primary is asked for what it cannot tell, or a label is waited for that is not there."""
     model = objective.primary.model
-    if probe is not None and probe.draft is None and not model.estimates:
+    if probe is not None and probe.draft is None and not model.packs:
         raise FuseError(
             f"scoring.draft.model_id=null: a causal LM with full attention guesses for itself, and primary is a {type(model).__name__} "
             "that does not; name a smaller model"

@@ -17,23 +17,22 @@ WINDOW = 1
 
 
 @dataclass(frozen=True)
-class Gap:
-    """What is read anew of a row, where its loss is estimated by what is known of a root that few tokens set it apart from.
+class Overlap:
+    """What a row and a root have in common: the tokens before `start`, and those from `stop` up to `end`.
 
-    That is the changed tokens and `WINDOW` more, from `start` up to `stop`, and all from `last` on, the last of the prompt.
-    Between these the same tokens stand, `shift` places farther on than in the root.
+    The latter stand `shift` places farther on than in the root.
     """
 
     root: int
     start: int
     stop: int
     shift: int
-    last: int
+    end: int
 
     @property
-    def left(self) -> int:
-        """How many tokens are not read anew."""
-        return max(0, self.last - max(0, self.stop - self.start))
+    def length(self) -> int:
+        """How many tokens they have in common."""
+        return max(0, self.end - max(0, self.stop - self.start))
 
 
 class Roots:
@@ -75,8 +74,15 @@ class Roots:
         lengths = [len(row) for row in rows]
         return self.shared(rows, lengths)[1] == lengths
 
-    def gaps(self, rows: Sequence[Encoded]) -> list[Gap]:
-        """The gap of each row to the root that its prompt, with what stands before, begins and ends most like."""
+    def beginnings(self, rows: Sequence[Ids], limits: Sequence[int]) -> list[Overlap]:
+        """What each row begins with as a root does, at most `limits[i]` tokens."""
+        return [Overlap(root, length, length, 0, length) for root, length in zip(*self.shared(rows, limits), strict=True)]
+
+    def overlaps(self, rows: Sequence[Encoded]) -> list[Overlap]:
+        """What the prompt of each row, with what stands before, has in common with the root that it begins and ends most like.
+
+        Left out are the `WINDOW` tokens behind those that differ, and the prompt's last one.
+        """
         prompts = [row.ids[: row.free[1]] for row in rows]
         heads = self._heads(prompts)
         tails = Roots([root[::-1] for root in self.rows])._heads([ids[::-1] for ids in prompts])
@@ -86,13 +92,14 @@ class Roots:
         root = (heads + tails).argmax(1)
         line = torch.arange(len(rows))
         starts, stops, shifts = heads[line, root], lengths - tails[line, root] + WINDOW, lengths - own[root]
-        known = zip(root.tolist(), starts.tolist(), stops.tolist(), shifts.tolist(), (lengths - 1).tolist(), strict=True)
-        return [Gap(*numbers) for numbers in known]
+        found = zip(root.tolist(), starts.tolist(), stops.tolist(), shifts.tolist(), (lengths - 1).tolist(), strict=True)
+        return [Overlap(*numbers) for numbers in found]
 
 
-def stale(gaps: Sequence[Gap], width: int) -> Int[Tensor, "b t"]:
-    """`Branch.stale` of rows with these gaps, as wide as their batch."""
+def known_places(overlaps: Sequence[Overlap], width: int) -> Int[Tensor, "b t"]:
+    """`Branch.known` of rows with these overlaps, as wide as their batch."""
     place = torch.arange(width)
-    start, stop, shift, last = torch.tensor([(gap.start, gap.stop, gap.shift, gap.last) for gap in gaps])[..., None].unbind(1)
-    known = torch.where(place < start, place, torch.where(place >= stop, place - shift, -1))
-    return torch.where(place < last, known, -1)
+    numbers = torch.tensor([(overlap.start, overlap.stop, overlap.shift, overlap.end) for overlap in overlaps])
+    start, stop, shift, end = numbers[..., None].unbind(1)
+    found = torch.where(place < start, place, torch.where(place >= stop, place - shift, -1))
+    return torch.where(place < end, found, -1)

@@ -6,8 +6,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from itertools import groupby
-from math import inf
 from typing import Any
 
 import torch
@@ -15,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuse.adapter import Gradient
+from fuse.batches import PACK, batches, packs
 from fuse.errors import FuseError
 from fuse.losses import Loss, VectorLoss
 from fuse.models import CausalLM, Model, VectorModel
-from fuse.roots import Gap, Roots, stale
+from fuse.roots import Overlap, Roots, known_places
 from fuse.types import Branch, Ids, Inputs, Trunk
 from fuse.vocabulary import Encoded, pad
 
@@ -30,6 +29,10 @@ WORTH = 2
 """From how many tokens on it pays to go on from what was read, rather than read it again."""
 PASS = {"cpu": 5e8, "cuda": 5e11}
 """About how many operations take as long as what a forward pass costs beside its operations."""
+
+
+Reuse = tuple[Trunk | None, list[Overlap]]
+"""A trunk, and what each row need not read since it has that in common with it."""
 
 
 class Scorer:
@@ -71,13 +74,14 @@ class Scorer:
     def estimate(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """About what `score` says of rows that few tokens set apart from the expanded ones; exactly that of other models.
 
-        A model that `estimates` reads what `fuse.roots.Gap` says. For all other tokens stands what it has read of the expanded
-        row: their keys, values and predictions.
+        A model that `packs` does not read what the rows have in common with the expanded ones by `fuse.roots.Overlap`: there
+        stands what it has read of the latter, their keys, values and predictions.
         """
-        if not self.model.estimates or not self._roots.rows or not rows:
+        if not self.model.packs or not self._roots.rows or not rows:
             return self.score(rows)
         self._grow(self._roots, self._first)
-        (found,) = self._map(rows, None, lambda inputs, _: (self.loss(self.model, inputs),))
+        reuse = self._roots.trunk, self._roots.overlaps(rows)
+        (found,) = self._map(rows, reuse, lambda inputs, _: (self.loss(self.model, inputs),), guessed=True)
         return found.float().cpu()
 
     def gradient(
@@ -113,7 +117,7 @@ class Scorer:
                     self._losses.setdefault(_key(rows[i]), loss)
             return tuple(torch.where(real[..., None], slope, 0.0) for slope in (found[0][lines, at].float(), *found[1:]))
 
-        found = self._map(rows, [min(at) for at in places], slopes)
+        found = self._map(rows, self._reuse(rows, [min(at) for at in places]), slopes)
         return Gradient(found[0], found[1] if by_labels else None)
 
     def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:
@@ -129,7 +133,7 @@ class Scorer:
 
         distinct = list(dict.fromkeys(rows))
         line = {row: i for i, row in enumerate(distinct)}
-        (found,) = self._map(distinct, [max(row.free[1] - 1, 0) for row in distinct], slopes)
+        (found,) = self._map(distinct, self._reuse(distinct), slopes)
         return found[[line[row] for row in rows]]
 
     def says(self, rows: Sequence[Encoded]) -> list[bool]:
@@ -137,7 +141,7 @@ class Scorer:
         model = self.model
         if not isinstance(model, CausalLM) or not rows:
             return [False] * len(rows)
-        (said,) = self._map(rows, [max(row.free[1] - 1, 0) for row in rows], lambda inputs, _: (model.says(inputs),))
+        (said,) = self._map(rows, self._reuse(rows), lambda inputs, _: (model.says(inputs),))
         return [bool(one) for one in said.tolist()]
 
     @torch.no_grad()
@@ -159,41 +163,38 @@ class Scorer:
         self._grow(roots, min([len(row) - 1 for row in rows] + ([] if self._first is None else [self._first])))
         trunk = roots.trunk
         assert trunk is not None
-        assert trunk.logits is not None
+        assert trunk.contexts is not None
         line, _ = roots.shared(rows, [len(row) for row in rows])
-        return trunk.logits[line, [trunk.columns.index(len(row) - 1) for row in rows]].float().log_softmax(-1)
+        contexts = [i * len(trunk.columns) + trunk.columns.index(len(row) - 1) for i, row in zip(line, rows, strict=True)]
+        return trunk.contexts.logits[contexts].float().log_softmax(-1)
 
     def _map(
         self,
         rows: Sequence[Encoded],
-        limits: Sequence[int] | None,
+        reuse: Reuse,
         function: Callable[[Inputs, Sequence[int]], tuple[Tensor, ...]],
+        guessed: bool = False,
     ) -> tuple[Tensor, ...]:
         """`function` of batches of rows, as inputs and as indices; its results in the rows' order.
 
-        Of row i at most `limits[i]` tokens are left to a trunk; None for an estimate. A batch that does not fit into memory
-        is halved, and so are all that follow.
+        A batch that does not fit into memory is halved, and so are all that follow.
         """
-        gaps: list[Gap] = []
-        if limits is None:
-            trunk, gaps = self._roots.trunk, self._roots.gaps(rows)
-            parents, shared = [gap.root for gap in gaps], [gap.left for gap in gaps]
+        trunk, overlaps = reuse
+        sizes = [len(row.ids) - overlap.length for row, overlap in zip(rows, overlaps, strict=True)]
+        if trunk is not None and self.model.packs:
+            todo = packs(sizes, self.batch_size, PACK.get(self.model.device.type, PACK["cuda"]))
         else:
-            trunk, parents, shared = self._branches(rows, limits)
-        todo = _batches(shared, [len(row.ids) for row in rows], self.batch_size, self._spare)
+            todo = batches(sizes, self.batch_size, self._spare)
         order: list[int] = []
         found: list[tuple[Tensor, ...]] = []
         while todo:
-            batch = sorted(todo.pop(0), key=lambda i: parents[i])
+            batch = todo.pop(0)
             try:
-                inputs = pad([rows[i] for i in batch], self.model.device)
-                row = torch.tensor([parents[i] for i in batch], device=self.model.device)
-                length = min(shared[i] for i in batch)
-                if trunk is not None and gaps:
-                    known = stale([gaps[i] for i in batch], inputs.ids.shape[1]).to(row.device)
-                    inputs = replace(inputs, branch=Branch(trunk, row, trunk.states[0][0].shape[-2], known))
-                elif trunk is not None and length:
-                    inputs = replace(inputs, branch=Branch(trunk, row, length))
+                inputs, own = pad([rows[i] for i in batch], self.model.device), [overlaps[i] for i in batch]
+                if trunk is not None:
+                    row = torch.tensor([overlap.root for overlap in own], device=self.model.device)
+                    there = known_places(own, inputs.ids.shape[1]).to(row.device)
+                    inputs = replace(inputs, branch=Branch(trunk, row, there, guessed))
                 found.append(function(inputs, batch))
                 order += batch
             except torch.OutOfMemoryError:
@@ -205,21 +206,23 @@ class Scorer:
         back = torch.tensor(order).argsort().to(found[0][0].device)
         return tuple(torch.cat(parts)[back] for parts in zip(*found, strict=True))
 
-    def _branches(self, rows: Sequence[Encoded], limits: Sequence[int]) -> tuple[Trunk | None, list[int], list[int]]:
-        """A trunk, if there is one that pays; the row of it that each row goes on from, and how many tokens they share."""
-        none = [0] * len(rows)
-        if not self.model.branches:
-            return None, none, none
-        ids = [row.ids for row in rows]
-        for roots in (self._roots, self._fixed):
-            parents, shared = roots.shared(ids, limits)
-            shared = [length if length >= WORTH else 0 for length in shared]
-            # What the rows save has to outweigh what the trunk costs, unless it is there already
-            if any(shared) and (roots.trunk is not None or sum(shared) >= sum(len(roots.rows[i]) for i in set(parents))):
-                self._grow(roots, self._first)
-                if roots.trunk is not None and roots.trunk.states:
-                    return roots.trunk, parents, shared
-        return None, none, none
+    def _reuse(self, rows: Sequence[Encoded], limits: Sequence[int] | None = None) -> Reuse:
+        """A trunk, if there is one that pays, and what each row begins with as it does, of at most `limits[i]` tokens.
+
+        Without limits of all tokens but the prompt's last one, which is always read: what it is told by ends there.
+        """
+        if self.model.branches:
+            limits = [max(row.free[1] - 1, 0) for row in rows] if limits is None else limits
+            for roots in (self._roots, self._fixed):
+                overlaps = roots.beginnings([row.ids for row in rows], limits)
+                saved = sum(overlap.length for overlap in overlaps if overlap.length >= WORTH)
+                # What the rows save has to outweigh what the trunk costs, unless it is there already
+                cost = sum(len(roots.rows[i]) for i in {overlap.root for overlap in overlaps}) if roots.rows else 0
+                if saved and (roots.trunk is not None or saved >= cost):
+                    self._grow(roots, self._first)
+                    if roots.trunk is not None and roots.trunk.states:
+                        return roots.trunk, overlaps
+        return None, [Overlap(0, 0, 0, 0, 0)] * len(rows)
 
     @torch.no_grad()
     def _grow(self, roots: Roots, first: int | None) -> None:
@@ -248,7 +251,9 @@ class Scorer:
             known = older.trunk.columns[0] <= first
             lines, shared = older.shared(roots.rows, limits if known else [min(limit, first) for limit in limits])
             if min(shared) >= WORTH:
-                return Branch(older.trunk, torch.tensor(lines, device=self.model.device), min(shared))
+                overlaps = [Overlap(line, min(shared), min(shared), 0, min(shared)) for line in lines]
+                there = known_places(overlaps, max(map(len, roots.rows)))
+                return Branch(older.trunk, torch.tensor(lines, device=self.model.device), there.to(self.model.device))
         return None
 
 
@@ -289,9 +294,8 @@ def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]])
         return (found,)
 
     if new:
-        # A row's own last token is always read: what it is told by ends there
-        limits = [max(row.free[1] - 1, 0) for row in new.values()]
-        (values,) = scorers[0]._map(list(new.values()), limits, losses)
+        asked = list(new.values())
+        (values,) = scorers[0]._map(asked, scorers[0]._reuse(asked), losses)
         for (number, key), value in zip(new, values.float().tolist(), strict=True):
             scorers[number]._losses[key] = value
     found = []
@@ -305,35 +309,3 @@ def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]])
 def _key(row: Encoded) -> tuple[Ids, tuple[int, int], tuple[int, int]]:
     """Whatever a row's loss depends on."""
     return row.ids, row.free, row.label
-
-
-def _batches(shared: Sequence[int], lengths: Sequence[int], size: int, spare: float) -> list[list[int]]:
-    """At most `size` rows at a time that have about as much to read.
-
-    Of all ways to cut the rows, sorted by what they have to read, between unlike ones, that which reads the least, with
-    `spare` tokens added for each batch.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] - shared[i], shared[i]))
-    blocks: list[list[int]] = []
-    for _, alike in groupby(order, key=lambda i: (shared[i], lengths[i])):
-        rows = list(alike)
-        blocks += [rows[i : i + size] for i in range(0, len(rows), size)]
-    # The least that the first blocks cost, and how many of them stand before their last batch
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for stop in range(1, len(blocks) + 1):
-        count, start, end = 0, inf, 0.0
-        choices: list[tuple[float, int]] = []
-        for begin in reversed(range(stop)):
-            one = blocks[begin][0]
-            count, start, end = count + len(blocks[begin]), min(start, shared[one]), max(end, lengths[one])
-            if count > size:
-                break
-            choices.append((best[begin][0] + count * (end - start) + spare, begin))
-        best.append(min(choices))
-    found: list[list[int]] = []
-    stop = len(blocks)
-    while stop:
-        begin = best[stop][1]
-        found.append([i for block in blocks[begin:stop] for i in block])
-        stop = begin
-    return found[::-1]

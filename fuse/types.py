@@ -6,10 +6,14 @@ Shape letters: b beam or batch, n candidates, s free length, t full length, v vo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fuse.models.output import Contexts
 
 Ids = tuple[int, ...]
 """Token ids of one sequence. Hashable, so that duplicates, memos and frontiers are plain sets and dictionaries."""
@@ -21,26 +25,31 @@ class Trunk:
 
     states: Sequence[tuple[Float[Tensor, "r h t e"], Float[Tensor, "r h t e"]]]
     """Keys and values of every layer; empty where the model cannot go on from the middle of a row."""
+    common: int = 0
+    """How many tokens all rows begin with."""
     columns: Sequence[int] = ()
-    """The positions, one after another, after which `logits` foretell the next token."""
-    logits: Float[Tensor, "r c v"] | None = None
-    normaliser: Float[Tensor, "r c"] | None = None
-    """log of the sum of exp(logits) over the vocabulary."""
-    hidden: Float[Tensor, "r c d"] | None = None
+    """The positions, one after another, after which `contexts` foretell the next token."""
+    contexts: Contexts | None = None
+    """Those of a language model, one column after another in each row."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What a batch need not read anew: row i shares its first `length` tokens with row `row[i]` of `trunk`.
+    """What a batch need not read anew: of row i, what stands in row `row[i]` of `trunk` too.
 
-    With `stale` results are estimates: the keys, values and prediction of position `stale[i, p]` of the trunk's row, one of
-    its first `length`, stand for those of position p, though what comes before may differ; -1 where the token is read.
+    The keys, values and prediction of that row's position `known[i, p]` stand for those of position p; -1 where the token is
+    read. They are those of position p, but where `guessed`: there what comes before may differ, and results are estimates.
     """
 
     trunk: Trunk
     row: Int[Tensor, " b"]
-    length: int
-    stale: Int[Tensor, "b t"] | None = None
+    known: Int[Tensor, "b t"]
+    guessed: bool = False
+
+    @property
+    def length(self) -> int:
+        """How many tokens no row has to read, from its first on."""
+        return int((self.known >= 0).cumprod(1).sum(1).min())
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,17 @@ class Inputs:
     """A shift of the one-hot rows by which a loss picks the tokens at `label_places`; zero in value, read for its gradient."""
     branch: Branch | None = None
     """Where a causal model goes on from; the ids hold the whole rows nevertheless."""
+
+    def lines(self, rows: Int[Tensor, " u"]) -> Inputs:
+        """Some of the rows, without what `label_places` and `labels` say of them."""
+        branch = self.branch and replace(self.branch, row=self.branch.row[rows], known=self.branch.known[rows])
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        return Inputs(self.ids[rows], self.mask[rows], self.free[rows], self.label[rows], embeddings, branch=branch)
+
+    @property
+    def beginning(self) -> int:
+        """How many tokens all rows begin with."""
+        return int(((self.ids == self.ids[:1]) & self.mask).all(0).cumprod(0).sum())
 
 
 @dataclass(frozen=True)

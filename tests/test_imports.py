@@ -10,7 +10,7 @@ from conftest import ROOT
 
 # From the lowest layer to the highest; a module may import only from layers below its own, or its package's own base.
 LAYERS = [
-    ["errors"],
+    ["errors", "batches", "models.output"],
     ["types", "tproduct", "values"],
     ["vocabulary"],
     ["constraints"],

@@ -21,7 +21,7 @@ from tokenizers import models as token_models
 from fuse import roots
 from fuse.errors import FuseError
 from fuse.losses import NLL
-from fuse.models import Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, open_image
+from fuse.models import Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, attention, open_image
 from fuse.models.open_clip import fast_tokenizer
 from fuse.objective import Term
 from fuse.types import Inputs
@@ -471,6 +471,7 @@ WINDOW = {"sliding_window": 6, "num_key_value_heads": 1}
 CAUSAL: dict[str, Any] = {
     "gpt2": transformers.GPT2Config(vocab_size=64, **GPT2, **ENDS),
     "llama": transformers.LlamaConfig(vocab_size=64, **LLAMA, **ENDS),
+    "llama, shared keys": transformers.LlamaConfig(vocab_size=64, **LLAMA, num_key_value_heads=1, **ENDS),
     "phi": transformers.PhiConfig(vocab_size=64, **LLAMA, **ENDS),
     "gpt_neox": transformers.GPTNeoXConfig(vocab_size=64, **LLAMA, **ENDS),
     "opt": transformers.OPTConfig(vocab_size=64, ffn_dim=48, word_embed_proj_dim=32, **LLAMA, **ENDS),
@@ -482,8 +483,12 @@ CAUSAL: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("apart", [2, 64])
 @pytest.mark.parametrize("kind", CAUSAL)
-def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_what_was_read_is_not_read_again_and_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, apart: int
+) -> None:
+    monkeypatch.setattr(attention, "APART", apart)
     tokenizer = word_tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>")
     folder = save(tmp_path / "lm", transformers.AutoModelForCausalLM, CAUSAL[kind], tokenizer)
     model = CausalLM.load(str(folder))
@@ -508,9 +513,8 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, mon
         beam = texts[:3]
     monkeypatch.setattr(roots, "WINDOW", 99)
     assert term.scorer.estimate(rows).tolist() == pytest.approx(plain, abs=1e-4)
-    assert model.estimates == (model._shares and "windows" not in kind)
     assert model.branches == (kind != "mamba")
-    assert model._shares == (kind not in ("mamba", "bloom", "gemma2, short windows"))
+    assert model.packs == (kind not in ("mamba", "bloom") and "windows" not in kind)
 
 
 def test_a_fused_activation_changes_no_result() -> None:

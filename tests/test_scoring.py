@@ -12,10 +12,11 @@ from conftest import ROOT
 import fuse
 from fuse import roots
 from fuse.adapter.fidelity import rank_correlation
+from fuse.batches import batches, packs
 from fuse.losses import VectorLoss
-from fuse.models import causal_lm
+from fuse.models import attention, output
 from fuse.objective import FEW
-from fuse.scoring import Scorer, _batches
+from fuse.scoring import Scorer
 from fuse.vocabulary import Template
 
 PROMPTS = ["A red house", "a cup", "A red house", "Two big umbrellas stand by the sea in heavy rain, and nobody knows why.", "A red cup"]
@@ -69,26 +70,31 @@ def test_equal_rows_are_scored_once(term: fuse.Term, monkeypatch: pytest.MonkeyP
     assert sum(seen) == len(set(PROMPTS))
 
 
-@pytest.mark.parametrize("shared", [[0] * 8, [2, 0, 1, 3, 2, 8, 1, 40]])
+@pytest.mark.parametrize("sizes", [[3, 5, 4, 4, 6, 9, 10, 60], [1, 5, 3, 1, 4, 1, 9, 20]])
 @pytest.mark.parametrize("spare", [0, 20])
-def test_little_is_read_in_vain(shared: list[int], spare: int) -> None:
-    lengths, size = [3, 5, 4, 4, 6, 9, 10, 60], 3
-    batches = _batches(shared, lengths, size, spare)
-    order = [i for batch in batches for i in batch]
+def test_little_is_read_in_vain(sizes: list[int], spare: int) -> None:
+    found = batches(sizes, 3, spare)
+    order = [i for batch in found for i in batch]
     assert sorted(order) == list(range(8))
 
     def cost(batch: list[int]) -> float:
-        if len(batch) > size:
-            return torch.inf
-        return spare + len(batch) * (max(lengths[i] for i in batch) - min(shared[i] for i in batch))
+        return spare + len(batch) * max(sizes[i] for i in batch) if len(batch) <= 3 else torch.inf
 
-    unlike = [i for i in range(1, 8) if (shared[order[i]], lengths[order[i]]) != (shared[order[i - 1]], lengths[order[i - 1]])]
+    unlike = [i for i in range(1, 8) if sizes[order[i]] != sizes[order[i - 1]]]
     every = [[0, *cuts, 8] for count in range(8) for cuts in combinations(unlike, count)]
-    assert sum(map(cost, batches)) == min(sum(cost(order[a:b]) for a, b in pairwise(cuts)) for cuts in every)
+    assert sum(map(cost, found)) == min(sum(cost(order[a:b]) for a, b in pairwise(cuts)) for cuts in every)
 
 
 def test_equal_rows_fill_whole_batches() -> None:
-    assert [len(batch) for batch in _batches([2] * 10, [5] * 10, 4, 0)] == [4, 4, 2]
+    assert [len(batch) for batch in batches([3] * 10, 4, 0)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("sizes", [[3, 5, 4, 4, 6, 9, 10, 60], [0, 0, 0], [2] * 100, []])
+def test_packs_are_few_and_about_as_large(sizes: list[int]) -> None:
+    found = packs(sizes, 30, 50)
+    assert sorted(i for pack in found for i in pack) == list(range(len(sizes)))
+    assert all(len(pack) <= 30 and sum(sizes[i] for i in pack) <= 50 + max(sizes) for pack in found)
+    assert len(found) <= sum(sizes) / 50 + 1 + len(sizes) / 30
 
 
 BEAM = ["See how a red house stands in the deep snow of winter", "A blue cup lies on the"]
@@ -118,8 +124,9 @@ def test_with_reuse_equals_without(request: pytest.FixtureRequest, monkeypatch: 
     rows, beam = term.encode(CHILDREN), term.encode(BEAM)
     places = [[row.free[1] - 2, row.free[1] - 1] for row in rows]
     plain, reusing = scorer(term), scorer(term)
-    monkeypatch.setattr(plain, "_branches", lambda rows, limits: (None, [0] * len(rows), [0] * len(rows)))
+    monkeypatch.setattr(plain, "_reuse", lambda rows, limits=None: (None, [roots.Overlap(0, 0, 0, 0, 0)] * len(rows)))
     plain._spare = reusing._spare = 0  # reuse wherever it saves a token
+    monkeypatch.setattr(attention, "APART", 4 if prefix else 64)
     tokens_read: list[int] = []
     layer = model.embedding_layer.register_forward_hook(lambda _, given, out: tokens_read.append(given[0].numel()))
     try:
@@ -217,12 +224,12 @@ def test_an_estimate_sums_few_of_many_tokens_as_they_are(lm: fuse.CausalLM, monk
     term.scorer.expand(term.around([begun]))
     whole = term.scorer.estimate(rows)
     widths: list[int] = []
-    linear = torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w, b=None: [widths.append(len(w) * x.shape[0]), linear(x, w, b)][1])
+    widened = output.widened  # every logit goes through it
+    monkeypatch.setattr(output, "widened", lambda logits: [widths.append(logits.numel()), widened(logits)][1])
     term.scorer.estimate(rows)
     summed = sum(widths)
     widths.clear()
-    monkeypatch.setattr(causal_lm, "SHORTLIST", 100)
+    monkeypatch.setattr(output, "SHORTLIST", 100)
     few = term.scorer.estimate(rows)
     assert sum(widths) < 0.7 * summed
     torch.testing.assert_close(few, whole, atol=0.02, rtol=0)

@@ -34,8 +34,8 @@ class Model(ABC):
     branches = False
     """Whether the model goes on from the `Trunk` that `read` makes, reading no token before the branch again."""
 
-    estimates = False
-    """Whether the model understands `Branch.stale` as well."""
+    packs = False
+    """Whether the rows of a batch are read as one, so that unlike ones cost nothing, and `Branch.guessed` is understood."""
 
     def __init__(
         self,

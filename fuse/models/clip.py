@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -52,29 +52,44 @@ class CLIP(EmbeddingModel):
         """Unit text vectors, pooled where the network itself pools (at the end token)."""
         from fuse.models.attention import branch_cache
 
-        branch = inputs.branch
-        cache = None if branch is None else branch_cache(branch, torch.arange(len(inputs.ids), device=self.device))
-        return normalize(self._run(inputs, cache).float(), dim=-1)
+        if inputs.branch is None:
+            return normalize(self._run(inputs.ids, self._causal(inputs), inputs.embeddings).float(), dim=-1)
+        # Each row's own tokens from the left on; behind them stands what nobody looks at
+        read = inputs.mask & (inputs.branch.known < 0)
+        places = read.long().argsort(dim=1, descending=True, stable=True)[:, : int(read.sum(1).max())]
+        line = torch.arange(len(read), device=read.device)[:, None]
+        own = torch.where(read, line * places.shape[1] + read.cumsum(1) - 1, -1)
+        embeddings = None if inputs.embeddings is None else inputs.embeddings[line, places]
+        cache = branch_cache(inputs.branch, own)
+        return normalize(self._run(inputs.ids.gather(1, places), None, embeddings, places, cache).float(), dim=-1)
 
     @torch.no_grad()
     def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
         from fuse.models.attention import whole_cache
 
-        cache = whole_cache(inputs.branch, torch.arange(len(inputs.ids), device=self.device))
-        self._run(inputs, cache)
-        return Trunk([(layer.keys, layer.values) for layer in cache.layers], columns)
+        start = inputs.branch.length if inputs.branch else 0
+        cache = whole_cache(inputs.branch)
+        places = torch.arange(start, inputs.ids.shape[1], device=self.device)[None]
+        self._run(inputs.ids[:, start:], self._causal(inputs)[..., start:, :], None, places, cache)
+        return Trunk([(layer.keys, layer.values) for layer in cache.layers], inputs.beginning, columns)
 
-    def _run(self, inputs: Inputs, cache: Any) -> Float[Tensor, "b e"]:
-        """What the network pools; keys and values are added to the cache, if there is one."""
-        start = 0 if inputs.branch is None else inputs.branch.length
-        ids, embeddings = inputs.ids[:, start:], None if inputs.embeddings is None else inputs.embeddings[:, start:]
-        places = torch.arange(inputs.ids.shape[1], device=ids.device)
-        # [b 1 q k]: each real token sees itself and those before it
-        seen = (places <= places[start:, None]) & inputs.mask[:, None, None]
+    def _causal(self, inputs: Inputs) -> Bool[Tensor, "b 1 t t"]:
+        """Each real token sees itself and those before it."""
+        places = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+        return (places <= places[:, None]) & inputs.mask[:, None, None]
+
+    def _run(
+        self,
+        ids: Int[Tensor, "b t"],
+        seen: Bool[Tensor, "b 1 t k"] | None,
+        embeddings: Float[Tensor, "b t d"] | None = None,
+        places: Int[Tensor, "#b t"] | None = None,
+        cache: Any = None,
+    ) -> Float[Tensor, "b e"]:
+        """What the network pools; keys and values are added to the cache, if there is one, which may say what is seen."""
+        seen = ids.new_ones(1, 1, 1, 1, dtype=torch.bool) if seen is None else seen
         with self.reading(embeddings):
-            out = self.network.get_text_features(
-                input_ids=ids, attention_mask=seen, position_ids=places[None, start:], branching=cache, updating=cache
-            )
+            out = self.network.get_text_features(input_ids=ids, attention_mask=seen, position_ids=places, branching=cache, updating=cache)
         return out.pooler_output
 
     @torch.no_grad()

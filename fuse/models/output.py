@@ -1,0 +1,114 @@
+"""The output layer of a language model: logits and normalisers of last hidden states, and no more of them than is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import linear
+
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""How many logits are made and summed at once: as many as a cache holds, and enough to be worth a call."""
+SHORTLIST = 1024
+"""How many logits of each state an estimate looks at."""
+ALONE = 8
+"""Up to how many states that are alike are summed over the vocabulary as they are."""
+
+
+class OutputLayer:
+    """A linear layer from last hidden states to logits, which come in float32 at least."""
+
+    def __init__(self, layer: Any) -> None:
+        self.weight: Float[Tensor, "v d"] = layer.weight
+        self.bias: Float[Tensor, " v"] | None = layer.bias
+
+    def logits(self, hidden: Float[Tensor, "u d"]) -> Float[Tensor, "u v"]:
+        return widened(linear(hidden, self.weight, self.bias))
+
+    def some_logits(self, hidden: Float[Tensor, "u d"], tokens: Int[Tensor, " k"]) -> Float[Tensor, "u k"]:
+        """Those of the same few tokens for each state."""
+        return widened(linear(hidden, self.weight[tokens], None if self.bias is None else self.bias[tokens]))
+
+    def picked(self, hidden: Float[Tensor, "u d"], tokens: Int[Tensor, " u"]) -> Float[Tensor, " u"]:
+        """The logit of one token for each state."""
+        found = (hidden * self.weight[tokens]).sum(-1)
+        return widened(found if self.bias is None else found + self.bias[tokens])
+
+    def normaliser(self, hidden: Float[Tensor, "u d"]) -> Float[Tensor, " u"]:
+        """log of the sum of exp(logits) over the vocabulary, without ever holding all logits. No gradient goes through it."""
+        size, lines, parts = len(self.weight), max(1, len(hidden)), []
+        width = min(size, max(512, BLOCK.get(hidden.device.type, BLOCK["cuda"]) // lines))
+        memory = hidden.new_empty(lines * width)  # fresh memory for each block would cost as much as the sum
+        for begin in range(0, size, width):
+            weight = self.weight[begin : begin + width]
+            block = memory[: len(hidden) * len(weight)].view(len(hidden), -1)
+            torch.mm(hidden, weight.T, out=block)
+            logits = widened(block if self.bias is None else block.add_(self.bias[begin : begin + width]))
+            top = logits.amax(-1, keepdim=True)
+            parts.append(logits.sub_(top).exp_().sum(-1).log_() + top[:, 0])
+        return torch.stack(parts).logsumexp(0)
+
+    def estimated_normaliser(self, hidden: Float[Tensor, "u d"], kind: Int[Tensor, " u"]) -> Float[Tensor, " u"]:
+        """About `normaliser`, and just that for kind 0; states of another kind lie near one another.
+
+        The `SHORTLIST` likeliest tokens after the mean state are summed as they are, and the log of the sum over all others
+        is linearised at that state.
+        """
+        result = hidden.new_zeros(len(hidden), dtype=torch.float32)
+        numbers, counts = kind.unique(return_counts=True)
+        worth = (numbers > 0) & (counts > ALONE) & (len(self.weight) > 2 * SHORTLIST)
+        alone = ~torch.isin(kind, numbers[worth])
+        result[alone] = self.normaliser(hidden[alone])
+        if not worth.any():
+            return result
+        means = torch.stack([hidden[kind == number].mean(0) for number in numbers[worth]])
+        logits = self.logits(means)
+        top = logits.topk(SHORTLIST).indices
+        rest = logits.scatter(1, top, -torch.inf)
+        slopes = rest.softmax(1).to(self.weight) @ self.weight
+        for i, number in enumerate(numbers[worth]):
+            states = hidden[kind == number]
+            others = rest[i].logsumexp(0) + widened((states - means[i]) @ slopes[i])
+            result[kind == number] = torch.logaddexp(self.some_logits(states, top[i]).logsumexp(-1), others)
+        return result
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Last hidden states after u different contexts; what follows from them is computed when it is asked for."""
+
+    output: OutputLayer
+    hidden: Float[Tensor, "u d"]
+    known_logits: Float[Tensor, "u v"] | None = None
+    """Those of a network that does something to what its output layer returns."""
+    known_normaliser: Float[Tensor, " u"] | None = None
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "u v"]:
+        return self.output.logits(self.hidden) if self.known_logits is None else self.known_logits
+
+    @cached_property
+    def normaliser(self) -> Float[Tensor, " u"]:
+        """log of the sum of exp(logits) over the vocabulary."""
+        if self.known_normaliser is not None:
+            return self.known_normaliser
+        return self.logits.logsumexp(-1) if self._whole else self.output.normaliser(self.hidden)
+
+    def log_probs(self, contexts: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """log p of one token after each of these contexts."""
+        picked = self.logits[contexts, tokens] if self._whole else self.output.picked(self.hidden[contexts], tokens)
+        return picked - self.normaliser[contexts]
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all logits are there, or come anyway: a gradient wants them."""
+        return "logits" in self.__dict__ or self.known_logits is not None or self.hidden.requires_grad
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Half types are too coarse for the sum over the vocabulary."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
