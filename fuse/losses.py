@@ -94,11 +94,12 @@ class KLDiv(Loss[CausalLM]):
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
         total = torch.zeros(len(inputs.ids), device=model.device)
         for out in model.predictions(inputs, inputs.free):
-            table, at = model.vocabulary.embedding.to(out.contexts.logits), (out.row, out.place)
+            log_p, at = out.contexts.all_log_probs(out.context), (out.row, out.place)
+            table = model.vocabulary.embedding.to(log_p)
             own = table[inputs.ids[at]] if inputs.embeddings is None else inputs.embeddings[at].to(table)
             # -|e - E_v|^2 but for |e|^2, which is the same for all v
             log_q = ((2 * own @ table.T - table.square().sum(-1)) / self.tau).log_softmax(-1)
-            divergence = (log_q.exp() * (log_q - out.contexts.logits.log_softmax(-1)[out.context])).sum(-1)
+            divergence = (log_q.exp() * (log_q - log_p)).sum(-1)
             total = total.to(divergence).index_add(0, out.row, divergence)
         return total / inputs.free.sum(1).clamp_min(1)
 

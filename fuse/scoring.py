@@ -166,7 +166,7 @@ class Scorer:
         assert trunk.contexts is not None
         line, _ = roots.shared(rows, [len(row) for row in rows])
         contexts = [i * len(trunk.columns) + trunk.columns.index(len(row) - 1) for i, row in zip(line, rows, strict=True)]
-        return trunk.contexts.logits[contexts].float().log_softmax(-1)
+        return trunk.contexts.all_log_probs(torch.tensor(contexts, device=self.model.device)).float()
 
     def _map(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
+from math import nan
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ class CausalLM(Model):
     def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
         """Keys and values of whole rows, and the predictions after `columns`, those before a branch from its trunk."""
         branch, start = inputs.branch, inputs.branch.length if inputs.branch else 0
-        first, cache = columns[0], whole_cache(branch, self.network.config) if self.branches else None
+        first, normaliser, cache = columns[0], None, whole_cache(branch, self.network.config) if self.branches else None
         new = torch.tensor([column - start for column in columns if column >= start])
         hidden, logits = self._run(inputs.ids[:, start:], inputs.mask[:, start:], None, cache, new)
         if branch is not None and first < start:
@@ -146,8 +147,10 @@ class CausalLM(Model):
             assert trunk.contexts is not None
             older = branch.row[:, None] * len(trunk.columns) + torch.arange(first, start, device=self.device) - trunk.columns[0]
             hidden = torch.cat([trunk.contexts.hidden[older], hidden], 1)
-            logits = None if logits is None else torch.cat([trunk.contexts.logits[older], logits], 1)
-        contexts = Contexts(self.output, hidden.flatten(0, 1), None if logits is None else logits.flatten(0, 1))
+            logits = None if logits is None else torch.cat([trunk.contexts.logits(older), logits], 1)
+            normaliser = trunk.contexts.normaliser[older]
+            normaliser = torch.cat([normaliser, normaliser.new_full((len(older), len(new)), nan)], 1).flatten()
+        contexts = Contexts(self.output, hidden.flatten(0, 1), None if logits is None else logits.flatten(0, 1), normaliser)
         states = [(layer.keys, layer.values) for layer in cache.layers] if cache is not None else []
         # A layer with a sliding window may have let go of the first tokens
         whole = all(keys is not None and keys.shape[-2] == inputs.ids.shape[1] for keys, _ in states)
@@ -213,8 +216,8 @@ class CausalLM(Model):
                 # The context of each place of a label; one that is not foretold has none
                 contexts = torch.full_like(inputs.ids, -1).index_put(at, out.context).gather(1, inputs.label_places)
                 # The shift is zero, so that nothing goes back through what it is multiplied with
-                all_log_probs = (out.contexts.logits[contexts] - out.contexts.normaliser[contexts][..., None]).detach()
-                shift = torch.where(contexts >= 0, (inputs.labels * all_log_probs).sum(-1), 0.0)
+                log_probs = out.contexts.all_log_probs(contexts).detach()
+                shift = torch.where(contexts >= 0, (inputs.labels * log_probs).sum(-1), 0.0)
                 result = result.scatter_add(1, inputs.label_places, shift)
         return result
 
@@ -223,6 +226,6 @@ class CausalLM(Model):
         """Whether greedy decoding after each row's prompt says its label, token for token."""
         result = torch.ones(len(inputs.ids), dtype=torch.bool, device=self.device)
         for out in self.predictions(inputs, inputs.label):
-            wrong = out.contexts.logits.argmax(-1)[out.context] != inputs.ids[out.row, out.place]
+            wrong = out.contexts.logits(out.context).argmax(-1) != inputs.ids[out.row, out.place]
             result[out.row[wrong]] = False
         return result

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from math import nan
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ class OutputLayer:
         self.weight: Float[Tensor, "v d"] = layer.weight
         self.bias: Float[Tensor, " v"] | None = layer.bias
 
-    def logits(self, hidden: Float[Tensor, "u d"]) -> Float[Tensor, "u v"]:
+    def logits(self, hidden: Float[Tensor, "*u d"]) -> Float[Tensor, "*u v"]:
         return widened(linear(hidden, self.weight, self.bias))
 
     def some_logits(self, hidden: Float[Tensor, "u d"], tokens: Int[Tensor, " k"]) -> Float[Tensor, "u k"]:
@@ -77,36 +76,48 @@ class OutputLayer:
         return result
 
 
-@dataclass(frozen=True)
 class Contexts:
-    """Last hidden states after u different contexts; what follows from them is computed when it is asked for."""
+    """Last hidden states after u different contexts; what follows from them is computed when it is asked for.
 
-    output: OutputLayer
-    hidden: Float[Tensor, "u d"]
-    known_logits: Float[Tensor, "u v"] | None = None
-    """Those of a network that does something to what its output layer returns."""
-    known_normaliser: Float[Tensor, " u"] | None = None
+    `logits` are those of a network that does something to what its output layer returns, and `normaliser` what is known of
+    it, nan elsewhere.
+    """
 
-    @cached_property
-    def logits(self) -> Float[Tensor, "u v"]:
-        return self.output.logits(self.hidden) if self.known_logits is None else self.known_logits
+    def __init__(
+        self,
+        output: OutputLayer,
+        hidden: Float[Tensor, "u d"],
+        logits: Float[Tensor, "u v"] | None = None,
+        normaliser: Float[Tensor, " u"] | None = None,
+    ) -> None:
+        self.hidden = hidden
+        self._output = output
+        # A gradient wants all logits anyway
+        self._logits = output.logits(hidden) if logits is None and hidden.requires_grad else logits
+        if self._logits is not None:
+            normaliser = self._logits.logsumexp(-1)
+        self.normaliser = widened(hidden.new_full((len(hidden),), nan)) if normaliser is None else normaliser
+        """log of the sum of exp(logits) over the vocabulary, as far as it was asked for; nan elsewhere."""
 
-    @cached_property
-    def normaliser(self) -> Float[Tensor, " u"]:
-        """log of the sum of exp(logits) over the vocabulary."""
-        if self.known_normaliser is not None:
-            return self.known_normaliser
-        return self.logits.logsumexp(-1) if self._whole else self.output.normaliser(self.hidden)
+    def logits(self, contexts: Int[Tensor, "*n"]) -> Float[Tensor, "*n v"]:
+        return self._output.logits(self.hidden[contexts]) if self._logits is None else self._logits[contexts]
+
+    def all_log_probs(self, contexts: Int[Tensor, "*n"]) -> Float[Tensor, "*n v"]:
+        """log p of every token after these contexts."""
+        logits = self.logits(contexts)
+        if self._logits is None:
+            self.normaliser[contexts] = logits.logsumexp(-1)
+        return logits - self.normaliser[contexts][..., None]
 
     def log_probs(self, contexts: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log p of one token after each of these contexts."""
-        picked = self.logits[contexts, tokens] if self._whole else self.output.picked(self.hidden[contexts], tokens)
-        return picked - self.normaliser[contexts]
-
-    @property
-    def _whole(self) -> bool:
-        """Whether all logits are there, or come anyway: a gradient wants them."""
-        return "logits" in self.__dict__ or self.known_logits is not None or self.hidden.requires_grad
+        if self._logits is not None:
+            return self._logits[contexts, tokens] - self.normaliser[contexts]
+        unknown = contexts.unique()
+        unknown = unknown[self.normaliser[unknown].isnan()]
+        if len(unknown):
+            self.normaliser[unknown] = self._output.normaliser(self.hidden[unknown])
+        return self._output.picked(self.hidden[contexts], tokens) - self.normaliser[contexts]
 
 
 def widened(logits: Tensor) -> Tensor:
