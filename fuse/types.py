@@ -25,8 +25,6 @@ class Trunk:
 
     states: Sequence[tuple[Float[Tensor, "r h t e"], Float[Tensor, "r h t e"]]]
     """Keys and values of every layer; empty where the model cannot go on from the middle of a row."""
-    common: int = 0
-    """How many tokens all rows begin with."""
     columns: Sequence[int] = ()
     """The positions, one after another, after which `contexts` foretell the next token."""
     contexts: Contexts | None = None
@@ -77,11 +75,6 @@ class Inputs:
         branch = self.branch and replace(self.branch, row=self.branch.row[rows], known=self.branch.known[rows])
         embeddings = None if self.embeddings is None else self.embeddings[rows]
         return Inputs(self.ids[rows], self.mask[rows], self.free[rows], self.label[rows], embeddings, branch=branch)
-
-    @property
-    def beginning(self) -> int:
-        """How many tokens all rows begin with."""
-        return int(((self.ids == self.ids[:1]) & self.mask).all(0).cumprod(0).sum())
 
 
 @dataclass(frozen=True)

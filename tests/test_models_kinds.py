@@ -21,7 +21,7 @@ from tokenizers import models as token_models
 from fuse import roots
 from fuse.errors import FuseError
 from fuse.losses import NLL
-from fuse.models import Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, attention, open_image
+from fuse.models import Captioner, CausalLM, Classifier, MaskedLM, Model, OpenCLIP, open_image
 from fuse.models.open_clip import fast_tokenizer
 from fuse.objective import Term
 from fuse.types import Inputs
@@ -483,12 +483,8 @@ CAUSAL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("apart", [2, 64])
 @pytest.mark.parametrize("kind", CAUSAL)
-def test_what_was_read_is_not_read_again_and_nothing_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, apart: int
-) -> None:
-    monkeypatch.setattr(attention, "APART", apart)
+def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     tokenizer = word_tokenizer("<s>", "</s>", bos_token="<s>", eos_token="</s>")
     folder = save(tmp_path / "lm", transformers.AutoModelForCausalLM, CAUSAL[kind], tokenizer)
     model = CausalLM.load(str(folder))

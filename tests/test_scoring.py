@@ -14,7 +14,7 @@ from fuse import roots
 from fuse.adapter.fidelity import rank_correlation
 from fuse.batches import batches, packs
 from fuse.losses import VectorLoss
-from fuse.models import attention, output
+from fuse.models import output
 from fuse.objective import FEW
 from fuse.scoring import Scorer
 from fuse.vocabulary import Template
@@ -126,7 +126,6 @@ def test_with_reuse_equals_without(request: pytest.FixtureRequest, monkeypatch: 
     plain, reusing = scorer(term), scorer(term)
     monkeypatch.setattr(plain, "_reuse", lambda rows, limits=None: (None, [roots.Overlap(0, 0, 0, 0, 0)] * len(rows)))
     plain._spare = reusing._spare = 0  # reuse wherever it saves a token
-    monkeypatch.setattr(attention, "APART", 4 if prefix else 64)
     tokens_read: list[int] = []
     layer = model.embedding_layer.register_forward_hook(lambda _, given, out: tokens_read.append(given[0].numel()))
     try:

@@ -17,42 +17,38 @@ from fuse.types import Branch
 
 BRANCHING = "fuse_branching"
 """The name of this attention among those of transformers."""
-APART = 64
-"""From how many tokens on that all rows begin with it pays not to lay them side by side for each row."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the queries and keys of each row stand.
+    """Which of a batch's tokens belong to its rows, and what they see. Rows that go on from one row of the trunk follow one another."""
 
-    Queries are numbered among a batch's own tokens, keys among those of its trunk, but for the first that are kept apart,
-    and its own behind these. Each row sees the tokens that are kept apart, and of its keys those that are `seen`.
-    """
-
-    queries: Int[Tensor, "r q"]
-    keys: Int[Tensor, "r k"]
-    seen: Bool[Tensor, "r q k"]
+    groups: list[tuple[int, int]]
+    """Rows of the trunk, and how many rows of the batch go on from each."""
+    tokens: Int[Tensor, "r q"]
+    """The numbers of the tokens that each row reads itself; shorter rows are filled up."""
     real: Bool[Tensor, "r q"]
-    """False at queries that fill up shorter rows."""
-
-
-def _apart(branch: Branch) -> int:
-    """How many tokens the keys and values of which are not laid side by side, since all rows begin with the very same."""
-    length = min(branch.trunk.common, branch.length)
-    return length if length >= APART else 0
+    """False where they are filled up."""
+    seen: Bool[Tensor, "r q k"]
+    """What each token sees, of its row of the trunk and, behind that, of what its own row reads."""
 
 
 def _plan(branch: Branch, own: Int[Tensor, "b t"]) -> Plan:
-    """What rows see that read the tokens numbered by `own` themselves; -1 elsewhere."""
-    apart, trunk = _apart(branch), branch.trunk.states[0][0]
-    rest = trunk.shape[-2] - apart
-    taken = torch.where(branch.known >= 0, branch.row[:, None] * rest + branch.known - apart, -1)
-    keys = torch.where(own >= 0, own + len(trunk) * rest, taken)[:, apart:]
-    counts = (own >= 0).sum(1)
-    places = (own >= 0).long().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-    seen = (keys >= 0)[:, None] & (torch.arange(apart, own.shape[1], device=own.device) <= places[..., None])
-    real = torch.arange(places.shape[1], device=own.device) < counts[:, None]
-    return Plan(own.gather(1, places).clamp_min(0), keys.clamp_min(0), seen, real)
+    """The plan for rows that read the tokens numbered by `own` themselves; -1 elsewhere."""
+    order = branch.row.argsort(stable=True)
+    own, known = own[order], branch.known[order]
+    lines, counts = branch.row[order].unique_consecutive(return_counts=True)
+    lengths = (own >= 0).sum(1, keepdim=True)
+    places = (own >= 0).long().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    number = torch.arange(places.shape[1], device=own.device)
+    # Where in its row each token of the trunk stands, if anywhere
+    beyond, size = own.shape[1], branch.trunk.states[0][0].shape[-2]
+    where = torch.full((len(own), size + 1), beyond, device=own.device)
+    where = where.scatter(1, torch.where(known >= 0, known, size), torch.arange(beyond, device=own.device).expand_as(known))[:, :size]
+    among = (number <= number[:, None]).expand(len(own), -1, -1)
+    seen = torch.cat([where[:, None] <= places[..., None], among], 2)
+    groups = list(zip(lines.tolist(), counts.tolist(), strict=True))
+    return Plan(groups, own.gather(1, places).clamp_min(0), number < lengths, seen)
 
 
 class BranchLayer(DynamicLayer):
@@ -60,9 +56,8 @@ class BranchLayer(DynamicLayer):
 
     def __init__(self, branch: Branch, layer: int, plan: Plan) -> None:
         super().__init__()
-        self.plan, apart = plan, _apart(branch)
-        self.apart = [states[0, :, :apart] for states in branch.trunk.states[layer]]
-        self.rest = [_tokens(states[:, :, apart:]) for states in branch.trunk.states[layer]]
+        self.plan = plan
+        self.trunk_keys, self.trunk_values = branch.trunk.states[layer]
 
 
 def branch_cache(branch: Branch, own: Int[Tensor, "b t"]) -> Cache:
@@ -102,47 +97,35 @@ def attend(
     if layer is None or not isinstance(layer, BranchLayer):
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
     assert key is layer.keys, "the attention has to read what the cache returns"
-    rows, heads, length, width = query.shape
-    queries = _tokens(query * (width**-0.5 if scaling is None else scaling))
-    keys, values = (torch.cat([rest, _tokens(own)]) for rest, own in zip(layer.rest, (key, value), strict=True))
-    found = _attention(queries, keys, values, layer.apart, layer.plan)
-    out = found.new_zeros(rows * length, *found.shape[1:]).index_copy(0, layer.plan.queries[layer.plan.real], found)
-    return out.view(rows, length, heads, -1), None
-
-
-def _attention(
-    queries: Float[Tensor, "n h e"], keys: Float[Tensor, "m g e"], values: Float[Tensor, "m g e"], apart: list[Tensor], plan: Plan
-) -> Float[Tensor, "o h e"]:
-    """What the queries find."""
-    length = plan.queries.shape[1]
-    # [r g n e]: heads that share their keys stand among the queries
-    query = _picked(queries, plan.queries).unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
-    key, value = _picked(keys, plan.keys), _picked(values, plan.keys)
-    scores = (query @ key.mT).unflatten(2, (-1, length))
+    plan, (rows, _, length, width) = layer.plan, query.shape
+    scaled = query * (width**-0.5 if scaling is None else scaling)
+    # [g r n e]: heads that share their keys stand among the tokens of a row
+    own_query = _rows(scaled, plan).unflatten(0, (key.shape[1], -1)).transpose(1, 2).flatten(2, 3)
+    own_key, own_value = _rows(key, plan), _rows(value, plan)
+    scores = torch.cat([_shared(own_query, plan.groups, layer.trunk_keys.mT), own_query @ own_key.mT], -1)
     # The least number instead of -inf: what sees nothing stays a number
-    scores = scores.masked_fill(~plan.seen[:, None, None], torch.finfo(scores.dtype).min).flatten(2, 3)
-    first = apart[0].shape[-2]
-    if first:
-        scores = torch.cat([_shared(query, apart[0].mT), scores], -1)
+    by_head = scores.unflatten(2, (-1, plan.seen.shape[1]))
+    scores = by_head.masked_fill(~plan.seen[:, None], torch.finfo(scores.dtype).min).flatten(2, 3)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value)
-    out = weights[..., first:] @ value
-    if first:
-        out = out + _shared(weights[..., :first], apart[1])
-    return out.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2)[plan.real]
+    known = layer.trunk_keys.shape[-2]
+    out = _shared(weights[..., :known], plan.groups, layer.trunk_values) + weights[..., known:] @ own_value
+    found = out.unflatten(2, (-1, plan.seen.shape[1])).permute(1, 3, 0, 2, 4).flatten(2, 3)[plan.real]
+    back = found.new_zeros(rows * length, *found.shape[1:]).index_copy(0, plan.tokens[plan.real], found)
+    return back.view(rows, length, *found.shape[1:]), None
 
 
-def _shared(left: Float[Tensor, "r g n i"], right: Float[Tensor, "g i j"]) -> Float[Tensor, "r g n j"]:
-    """left @ right, as one product for all rows."""
-    return (left.transpose(0, 1).flatten(1, 2) @ right).unflatten(1, left.shape[::2]).transpose(0, 1)
+def _rows(states: Float[Tensor, "b h t e"], plan: Plan) -> Float[Tensor, "h r q e"]:
+    """What belongs to the tokens of each row."""
+    return states.transpose(0, 1).flatten(1, 2).index_select(1, plan.tokens.flatten()).unflatten(1, plan.tokens.shape)
 
 
-def _tokens(states: Float[Tensor, "b h t e"]) -> Float[Tensor, "bt h e"]:
-    return states.transpose(1, 2).flatten(0, 1)
-
-
-def _picked(tokens: Float[Tensor, "n h e"], at: Int[Tensor, "r k"]) -> Float[Tensor, "r h k e"]:
-    # Of whole lines, since that is several times as quick
-    return tokens.flatten(1).index_select(0, at.flatten()).view(*at.shape, *tokens.shape[1:]).transpose(1, 2)
+def _shared(left: Float[Tensor, "g r n i"], groups: list[tuple[int, int]], right: Float[Tensor, "u g i j"]) -> Float[Tensor, "g r n j"]:
+    """left @ right, where rows of a batch share their right side: one product a group."""
+    lines, counts = zip(*groups, strict=True)
+    found = [
+        (part.flatten(1, 2) @ right[line]).unflatten(1, part.shape[1:3]) for part, line in zip(left.split(counts, 1), lines, strict=True)
+    ]
+    return torch.cat(found, 1) if len(found) > 1 else found[0]
 
 
 AttentionInterface.register(BRANCHING, attend)

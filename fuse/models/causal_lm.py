@@ -154,7 +154,7 @@ class CausalLM(Model):
         states = [(layer.keys, layer.values) for layer in cache.layers] if cache is not None else []
         # A layer with a sliding window may have let go of the first tokens
         whole = all(keys is not None and keys.shape[-2] == inputs.ids.shape[1] for keys, _ in states)
-        return Trunk(states if whole else (), inputs.beginning, columns, contexts)
+        return Trunk(states if whole else (), columns, contexts)
 
     def _run(
         self,

@@ -71,7 +71,7 @@ class CLIP(EmbeddingModel):
         cache = whole_cache(inputs.branch)
         places = torch.arange(start, inputs.ids.shape[1], device=self.device)[None]
         self._run(inputs.ids[:, start:], self._causal(inputs)[..., start:, :], None, places, cache)
-        return Trunk([(layer.keys, layer.values) for layer in cache.layers], inputs.beginning, columns)
+        return Trunk([(layer.keys, layer.values) for layer in cache.layers], columns)
 
     def _causal(self, inputs: Inputs) -> Bool[Tensor, "b 1 t t"]:
         """Each real token sees itself and those before it."""
