@@ -15,6 +15,7 @@ from fuse.constraints import Constraints
 from fuse.errors import FuseError
 from fuse.losses import Loss
 from fuse.models import Model
+from fuse.products import inner_products
 from fuse.scoring import Scorer, score_together
 from fuse.scoring import expand_together as expand_scorers
 from fuse.types import Evaluation, Ids, TermResult
@@ -114,7 +115,9 @@ class Term:
         line, column = torch.tensor(index).unbind(1)
         by_embedding = found.embedding[line, column].to(table)
         # At the end of a text nobody reads on
-        by_token = (by_embedding @ table.T).float() if by_embedding.any() else table.new_zeros(len(rows), len(table), dtype=torch.float32)
+        silent = not by_embedding.any()
+        by_token = by_embedding.new_zeros(len(rows), len(table)) if silent else inner_products(by_embedding, table)
+        by_token = by_token.float()
         return by_token if found.labels is None else by_token + found.labels[line, column]
 
     def embedding_gradient(self, rows: Sequence[Ids], embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:

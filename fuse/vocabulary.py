@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fuse.errors import FuseError
+from fuse.products import inner_products
 from fuse.types import Ids, Inputs
 
 POINTS = ("current", "mask", "mean")
@@ -68,8 +69,7 @@ class Vocabulary:
         return [text.strip() for text in self._raw_decode(rows)]
 
     def _raw_decode(self, rows: Sequence[Ids]) -> list[str]:
-        # An empty list would be taken as one empty row
-        return self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False) if rows else []
+        return self.tokenizer.backend_tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=False)
 
     def token_spans(self, row: Ids) -> list[Span]:
         """The characters of the row's prompt that each token spells, without white space at their ends."""
@@ -130,7 +130,7 @@ class Vocabulary:
         """The allowed token whose embedding is the closest to each point."""
         # The smallest |p - e|^2 is the largest p . e - |e|^2 / 2
         handicap = torch.where(allowed, -self._half_squares, -torch.inf)
-        return torch.nn.functional.linear(points.float(), self.embedding.float(), handicap).argmax(-1)
+        return inner_products(points.float(), self.embedding.float()).add_(handicap).argmax(-1)
 
     @cached_property
     def _half_squares(self) -> Float[Tensor, " v"]:

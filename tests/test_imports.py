@@ -10,7 +10,8 @@ from conftest import ROOT
 
 # From the lowest layer to the highest; a module may import only from layers below its own, or its package's own base.
 LAYERS = [
-    ["errors", "batches", "models.output"],
+    ["errors", "batches", "products"],
+    ["models.output"],
     ["types", "tproduct", "values"],
     ["vocabulary"],
     ["constraints"],

@@ -19,6 +19,7 @@ from torch import Tensor
 from fuse.adapter.base import Adapter, Progress, Target, in_running_text, words_at
 from fuse.errors import FuseError
 from fuse.models import Model
+from fuse.products import inner_products
 from fuse.tproduct import NormalEquations, tproduct, ttranspose
 from fuse.types import Ids
 from fuse.vocabulary import Vocabulary
@@ -113,7 +114,8 @@ class FuseAdapter(Adapter):
         return errors
 
     def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
-        return self.embedding_gradient(rows, positions, target, point).to(self.source.embedding) @ self.source.embedding.T
+        gradient = self.embedding_gradient(rows, positions, target, point)
+        return inner_products(gradient.to(self.source.embedding), self.source.embedding)
 
     def embedding_gradient(
         self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current"

@@ -20,6 +20,7 @@ from torch import Tensor
 from fuse.adapter.base import Progress, Target, in_running_text, words_at
 from fuse.adapter.lexical import LexicalAdapter
 from fuse.models import Model, VectorModel
+from fuse.products import inner_products
 from fuse.types import Ids
 from fuse.vocabulary import Template, Vocabulary, pad
 
@@ -85,7 +86,7 @@ class SemanticAdapter(LexicalAdapter):
         gradient = target.vector_gradient(encoded) if len(self.words) else None
         if gradient is None:
             return scores
-        by_word = (gradient.to(self.vectors) @ self.vectors.T).to(scores)
+        by_word = inner_products(gradient.to(self.vectors), self.vectors).to(scores)
         for line, (row, position, word) in enumerate(zip(rows, positions, words, strict=True)):
             if not word.right:
                 spellings, known = self._spellings(row[word.source[0] : position] if word.left else ())

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
+from fuse.products import inner_products
+
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 """How many logits are made and summed at once: as many as a cache holds, and enough to be worth a call."""
 SHORTLIST = 1024
@@ -26,7 +28,8 @@ class OutputLayer:
         self.bias: Float[Tensor, " v"] | None = layer.bias
 
     def logits(self, hidden: Float[Tensor, "*u d"]) -> Float[Tensor, "*u v"]:
-        return widened(linear(hidden, self.weight, self.bias))
+        logits = inner_products(hidden, self.weight)
+        return widened(logits if self.bias is None else logits + self.bias)
 
     def some_logits(self, hidden: Float[Tensor, "u d"], tokens: Int[Tensor, " k"]) -> Float[Tensor, "u k"]:
         """Those of the same few tokens for each state."""
@@ -98,16 +101,22 @@ class Contexts:
             normaliser = self._logits.logsumexp(-1)
         self.normaliser = widened(hidden.new_full((len(hidden),), nan)) if normaliser is None else normaliser
         """log of the sum of exp(logits) over the vocabulary, as far as it was asked for; nan elsewhere."""
+        self._asked: tuple[Tensor, Tensor] | None = None
+        """Contexts that were asked for all tokens last, and the answer."""
 
     def logits(self, contexts: Int[Tensor, "*n"]) -> Float[Tensor, "*n v"]:
         return self._output.logits(self.hidden[contexts]) if self._logits is None else self._logits[contexts]
 
     def all_log_probs(self, contexts: Int[Tensor, "*n"]) -> Float[Tensor, "*n v"]:
         """log p of every token after these contexts."""
-        logits = self.logits(contexts)
-        if self._logits is None:
+        if self._logits is not None:
+            return self._logits[contexts] - self.normaliser[contexts][..., None]
+        # Whoever draws the next tokens asks for it, and so does the gradient by them
+        if self._asked is None or not torch.equal(self._asked[0], contexts):
+            logits = self.logits(contexts)
             self.normaliser[contexts] = logits.logsumexp(-1)
-        return logits - self.normaliser[contexts][..., None]
+            self._asked = contexts, logits.sub_(self.normaliser[contexts][..., None])
+        return self._asked[1]
 
     def log_probs(self, contexts: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log p of one token after each of these contexts."""
@@ -117,7 +126,11 @@ class Contexts:
         unknown = unknown[self.normaliser[unknown].isnan()]
         if len(unknown):
             self.normaliser[unknown] = self._output.normaliser(self.hidden[unknown])
-        return self._output.picked(self.hidden[contexts], tokens) - self.normaliser[contexts]
+        # Rows that go on from one trunk ask for the same again and again
+        size = len(self._output.weight)
+        pairs, which = (contexts * size + tokens).unique(return_inverse=True)
+        after = pairs // size
+        return (self._output.picked(self.hidden[after], pairs % size) - self.normaliser[after])[which]
 
 
 def widened(logits: Tensor) -> Tensor:
