@@ -69,7 +69,8 @@ class Vocabulary:
         return [text.strip() for text in self._raw_decode(rows)]
 
     def _raw_decode(self, rows: Sequence[Ids]) -> list[str]:
-        return self.tokenizer.backend_tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=False)
+        # By the tokenizer, not its backend, which spells CLIP's ends of words out; an empty list would be taken as one empty row
+        return self.tokenizer.batch_decode([list(row) for row in rows], clean_up_tokenization_spaces=False) if rows else []
 
     def token_spans(self, row: Ids) -> list[Span]:
         """The characters of the row's prompt that each token spells, without white space at their ends."""
