@@ -86,7 +86,7 @@ def prefix_rows(options: Any, folder: Path) -> list[Row]:
     model = str(save_lm(folder, options.tokenizers, 6, 384))
     task = {**GCG, "model": model, "label": LABEL, "search_width": 64, "steps": 4 if options.quick else 10, "threads": options.threads}
     short, long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100))
-    return [row("gcg 6x384, 64, prefix of 200 tokens", "prefix of 2", long, short["per_second"])]
+    return [row("gcg 6x384, 64, prefix of 300 tokens", "prefix of 3", long, short["per_second"])]
 
 
 def goal_rows(options: Any, folder: Path) -> list[Row]:
@@ -250,10 +250,10 @@ def run_gcg(task: dict[str, Any]) -> Row:
     network = lm.network.config
     body, head = 24 * network.n_layer * network.n_embd**2, 2 * network.n_embd * network.vocab_size
     label = len(lm.vocabulary.encode_ids([task["label"]])[0])
-    # From each candidate's first changed token on, and the pass forth and back that the gradient takes
-    read = sum(sum(changed) + label * len(changed) for changed in counted.changed[1:])
+    # From each candidate's first changed token on to the last but one, and the pass forth and back that the gradient takes
+    read = sum(sum(changed) + (label - 1) * len(changed) for changed in counted.changed[1:])
     scored = sum(map(len, counted.changed[1:]))
-    gradient = 3 * ((len(result.free_ids) + label) * body + label * head)
+    gradient = 3 * ((len(result.free_ids) + label - 1) * body + label * head)
     operations = read * body + scored * label * head + (len(counted.changed) - 1) * gradient
     seconds = result.trace[-1].seconds - result.trace[0].seconds
     return {**report(result, gflops), "losses": losses, "peak_fraction": operations / seconds / gflops / 1e9}

@@ -104,8 +104,7 @@ def attend(
     own_key, own_value = _rows(key, plan), _rows(value, plan)
     scores = torch.cat([_shared(own_query, plan.groups, layer.trunk_keys.mT), own_query @ own_key.mT], -1)
     # The least number instead of -inf: what sees nothing stays a number
-    by_head = scores.unflatten(2, (-1, plan.seen.shape[1]))
-    scores = by_head.masked_fill(~plan.seen[:, None], torch.finfo(scores.dtype).min).flatten(2, 3)
+    scores.unflatten(2, (-1, plan.seen.shape[1])).masked_fill_(~plan.seen[:, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value)
     known = layer.trunk_keys.shape[-2]
     out = _shared(weights[..., :known], plan.groups, layer.trunk_values) + weights[..., known:] @ own_value

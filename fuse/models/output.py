@@ -108,15 +108,16 @@ class Contexts:
         return self._output.logits(self.hidden[contexts]) if self._logits is None else self._logits[contexts]
 
     def all_log_probs(self, contexts: Int[Tensor, "*n"]) -> Float[Tensor, "*n v"]:
-        """log p of every token after these contexts."""
+        """log p of every token after these contexts; not to be written to."""
         if self._logits is not None:
             return self._logits[contexts] - self.normaliser[contexts][..., None]
         # Whoever draws the next tokens asks for it, and so does the gradient by them
-        if self._asked is None or not torch.equal(self._asked[0], contexts):
-            logits = self.logits(contexts)
-            self.normaliser[contexts] = logits.logsumexp(-1)
-            self._asked = contexts, logits.sub_(self.normaliser[contexts][..., None])
-        return self._asked[1]
+        asked = contexts.flatten()
+        if self._asked is None or not torch.equal(self._asked[0], asked):
+            logits = self.logits(asked)
+            self.normaliser[asked] = logits.logsumexp(-1)
+            self._asked = asked, logits.sub_(self.normaliser[asked][:, None])
+        return self._asked[1].view(*contexts.shape, -1)
 
     def log_probs(self, contexts: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log p of one token after each of these contexts."""
