@@ -80,6 +80,8 @@ class Scorer:
         if not self.model.packs or not self._roots.rows or not rows:
             return self.score(rows)
         self._grow(self._roots, self._first)
+        if self._roots.trunk is None or not self._roots.trunk.states:
+            return self.score(rows)
         reuse = self._roots.trunk, self._roots.overlaps(rows)
         (found,) = self._map(rows, reuse, lambda inputs, _: (self.loss(self.model, inputs),), guessed=True)
         return found.float().cpu()

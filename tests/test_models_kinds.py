@@ -477,6 +477,7 @@ CAUSAL: dict[str, Any] = {
     "opt": transformers.OPTConfig(vocab_size=64, ffn_dim=48, word_embed_proj_dim=32, **LLAMA, **ENDS),
     "bloom": transformers.BloomConfig(vocab_size=64, n_layer=2, n_head=2, hidden_size=32, **ENDS),
     "mistral, short windows": transformers.MistralConfig(vocab_size=64, **LLAMA, **WINDOW, **ENDS),
+    "mistral, windows": transformers.MistralConfig(vocab_size=64, **LLAMA, **{**WINDOW, "sliding_window": 12}, **ENDS),
     "gemma2, short windows": transformers.Gemma2Config(vocab_size=64, head_dim=16, final_logit_softcapping=0.5, **LLAMA, **WINDOW, **ENDS),
     "granite": transformers.GraniteConfig(vocab_size=64, logits_scaling=4.0, **LLAMA, **ENDS),
     "mamba": transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, **ENDS),
@@ -495,6 +496,7 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, mon
         "a red house in a snow a dog",
         "the blue cup",
         "a red dog in a house",
+        "a red house in the snow a dog in a house",
     ]
     rows = term.encode(texts)
     plain = []
@@ -510,7 +512,7 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(tmp_path: Path, mon
     monkeypatch.setattr(roots, "WINDOW", 99)
     assert term.scorer.estimate(rows).tolist() == pytest.approx(plain, abs=1e-4)
     assert model.branches == (kind != "mamba")
-    assert model.packs == (kind not in ("mamba", "bloom") and "windows" not in kind)
+    assert model.packs == (kind not in ("mamba", "bloom", "gemma2, short windows"))
 
 
 def test_a_fused_activation_changes_no_result() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -29,8 +31,9 @@ class Plan:
     """The numbers of the tokens that each row reads itself; shorter rows are filled up."""
     real: Bool[Tensor, "r q"]
     """False where they are filled up."""
-    seen: Bool[Tensor, "r q k"]
-    """What each token sees, of its row of the trunk and, behind that, of what its own row reads."""
+    distance: Int[Tensor, "r q k"]
+    """How many places each token stands behind those of its row of the trunk and, behind these, those that its own row reads;
+    negative where it sees nothing of them."""
 
 
 def _plan(branch: Branch, own: Int[Tensor, "b t"]) -> Plan:
@@ -45,25 +48,29 @@ def _plan(branch: Branch, own: Int[Tensor, "b t"]) -> Plan:
     beyond, size = own.shape[1], branch.trunk.states[0][0].shape[-2]
     where = torch.full((len(own), size + 1), beyond, device=own.device)
     where = where.scatter(1, torch.where(known >= 0, known, size), torch.arange(beyond, device=own.device).expand_as(known))[:, :size]
-    among = (number <= number[:, None]).expand(len(own), -1, -1)
-    seen = torch.cat([where[:, None] <= places[..., None], among], 2)
+    among = torch.where(number <= number[:, None], places[..., None] - places[:, None], -1)
+    distance = torch.cat([places[..., None] - where[:, None], among], 2)
     groups = list(zip(lines.tolist(), counts.tolist(), strict=True))
-    return Plan(groups, own.gather(1, places).clamp_min(0), number < lengths, seen)
+    return Plan(groups, own.gather(1, places).clamp_min(0), number < lengths, distance)
 
 
 class BranchLayer(DynamicLayer):
     """One layer's keys and values of a batch's own tokens, beside those of a trunk."""
 
-    def __init__(self, branch: Branch, layer: int, plan: Plan) -> None:
+    def __init__(self, branch: Branch, layer: int, plan: Plan, unseen: Bool[Tensor, "r q k"]) -> None:
         super().__init__()
-        self.plan = plan
+        self.plan, self.unseen = plan, unseen
         self.trunk_keys, self.trunk_values = branch.trunk.states[layer]
 
 
-def branch_cache(branch: Branch, own: Int[Tensor, "b t"]) -> Cache:
-    """What a batch goes on from that reads the tokens numbered by `own`, for the attention BRANCHING alone."""
-    plan = _plan(branch, own)
-    return Cache([BranchLayer(branch, layer, plan) for layer in range(len(branch.trunk.states))])
+def branch_cache(branch: Branch, own: Int[Tensor, "b t"], windows: Sequence[int | None] = ()) -> Cache:
+    """What a batch goes on from that reads the tokens numbered by `own`, for the attention BRANCHING alone.
+
+    Where a layer has a window, each token sees so many places, its own one included.
+    """
+    plan, layers = _plan(branch, own), range(len(branch.trunk.states))
+    unseen = {window: (plan.distance < 0) | (plan.distance >= (window or inf)) for window in {None, *windows}}
+    return Cache([BranchLayer(branch, layer, plan, unseen[windows[layer] if windows else None]) for layer in layers])
 
 
 def whole_cache(branch: Branch | None, config: Any = None) -> Any:
@@ -104,11 +111,12 @@ def attend(
     own_key, own_value = _rows(key, plan), _rows(value, plan)
     scores = torch.cat([_shared(own_query, plan.groups, layer.trunk_keys.mT), own_query @ own_key.mT], -1)
     # The least number instead of -inf: what sees nothing stays a number
-    scores.unflatten(2, (-1, plan.seen.shape[1])).masked_fill_(~plan.seen[:, None], torch.finfo(scores.dtype).min)
+    count = plan.tokens.shape[1]
+    scores.unflatten(2, (-1, count)).masked_fill_(layer.unseen[:, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value)
     known = layer.trunk_keys.shape[-2]
     out = _shared(weights[..., :known], plan.groups, layer.trunk_values) + weights[..., known:] @ own_value
-    found = out.unflatten(2, (-1, plan.seen.shape[1])).permute(1, 3, 0, 2, 4).flatten(2, 3)[plan.real]
+    found = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3)[plan.real]
     back = found.new_zeros(rows * length, *found.shape[1:]).index_copy(0, plan.tokens[plan.real], found)
     return back.view(rows, length, *found.shape[1:]), None
 

@@ -46,9 +46,11 @@ class CausalLM(Model):
         """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
         layers = DynamicCache(config=network.config).layers
         self.branches = all(isinstance(layer, DynamicLayer) for layer in layers)
-        # A mask made by the network itself is right for rows alone, and so is a window that counts tokens
-        own_masks = network.config._attn_implementation != "sdpa" or not network._supports_attention_backend
-        self.packs = not own_masks and all(type(layer) is DynamicLayer for layer in layers)
+        self._windows = [getattr(layer, "sliding_window", None) for layer in layers]
+        # In chunks tokens see what stands in the same one, by the masks of the network itself
+        chunks = "chunked_attention" in (getattr(network.config.get_text_config(), "layer_types", None) or ())
+        replaceable = network.config._attn_implementation == "sdpa" and network._supports_attention_backend and not chunks
+        self.packs = self.branches and replaceable
         # Versions of transformers before `cache` know it by another name
         self._cache_name = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
         if self.packs:
@@ -120,7 +122,7 @@ class CausalLM(Model):
         assert rows.branch is not None
         number = torch.where(new, new.flatten().cumsum(0).view(new.shape) - 1, -1)
         embeddings = None if rows.embeddings is None else rows.embeddings[new][None]
-        cache = branch_cache(rows.branch, number)
+        cache = branch_cache(rows.branch, number, self._windows)
         hidden, logits = self._run(rows.ids[new][None], None, embeddings, cache, number[asked], new.nonzero()[None, :, 1])
         return hidden[0], None if logits is None else logits[0]
 
