@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, groupby
-from math import ceil
 
 PACK = {"cpu": 1 << 10, "cuda": 1 << 14}
 """How many tokens of packed rows are read at once; on a CPU so few that what is made of them stays in its caches."""
@@ -13,10 +12,10 @@ PACK = {"cpu": 1 << 10, "cuda": 1 << 14}
 def packs(sizes: Sequence[int], count: int, tokens: int) -> list[list[int]]:
     """As few batches as hold at most `count` rows and about `tokens` tokens, one as large as another, of rows sorted by `sizes`."""
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    number = max(ceil(sum(sizes) / tokens), 1)
-    share = max(sum(sizes), 1) / number
+    total = max(sum(sizes), 1)
+    number = -(-total // tokens)
     found = []
-    for _, part in groupby(zip(order, accumulate(sizes[i] for i in order), strict=True), key=lambda pair: ceil(pair[1] / share)):
+    for _, part in groupby(zip(order, accumulate(sizes[i] for i in order), strict=True), key=lambda pair: -(-pair[1] * number // total)):
         rows = [i for i, _ in part]
         found += [rows[i : i + count] for i in range(0, len(rows), count)]
     return found

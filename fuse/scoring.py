@@ -179,7 +179,8 @@ class Scorer:
     ) -> tuple[Tensor, ...]:
         """`function` of batches of rows, as inputs and as indices; its results in the rows' order.
 
-        A batch that does not fit into memory is halved, and so are all that follow.
+        What rows do not read is said by `reuse`, and whether it is only about right by `guessed`. A batch that does not fit
+        into memory is halved, and so are all that follow.
         """
         trunk, overlaps = reuse
         sizes = [len(row.ids) - overlap.length for row, overlap in zip(rows, overlaps, strict=True)]

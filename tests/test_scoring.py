@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from fuse.losses import VectorLoss
 from fuse.models import output
 from fuse.objective import FEW
 from fuse.scoring import Scorer
-from fuse.vocabulary import Template
+from fuse.vocabulary import Encoded, Template
 
 PROMPTS = ["A red house", "a cup", "A red house", "Two big umbrellas stand by the sea in heavy rain, and nobody knows why.", "A red cup"]
 
@@ -164,6 +165,22 @@ def test_the_next_token_after_rows_of_the_beam_costs_no_pass_of_its_own(lm: fuse
         hook.remove()
 
 
+def test_a_token_that_spells_the_prompt_and_what_stands_before_is_told_right(lm: fuse.CausalLM) -> None:
+    """The trunk keeps no prediction before the prompt's usual first token."""
+    term = fuse.Term(lm, fuse.NLL(), prefix="This picture was drawn for you, and it shows:")
+    rows = [replace(row, free=(row.free[0] - 1, row.free[1])) for row in term.encode(BEAM)]
+    term.scorer.expand(term.encode(BEAM))
+    wanted = torch.cat([scorer(term).score([row]) for row in rows])
+    plain = [-torch.cat([log_p[row.ids[t]][None] for t, log_p in told]).mean() for row in rows for told in [_told(lm, row)]]
+    torch.testing.assert_close(wanted, torch.stack(plain), atol=1e-4, rtol=0)
+    torch.testing.assert_close(term.score(rows), wanted, atol=2e-5, rtol=0)
+
+
+def _told(lm: fuse.CausalLM, row: Encoded) -> list[tuple[int, torch.Tensor]]:
+    log_probs = lm.network(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+    return [(t, log_probs[t - 1]) for t in range(*row.free)]
+
+
 EDITED = [
     "See how a red house stands in the deep snow of winter",
     "See how a blue house stands in the deep snow of winter",
@@ -216,8 +233,9 @@ def test_an_estimate_reads_little_and_ranks_well(lm: fuse.CausalLM, loss: str) -
     assert int(losses.argmin()) in guessed.argsort()[:8]
 
 
-def test_an_estimate_sums_few_of_many_tokens_as_they_are(lm: fuse.CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    term = fuse.Term(lm, LOSSES["label and prompt"], prefix="Look:")
+@pytest.mark.parametrize("loss", ["label", "label and prompt"])
+def test_an_estimate_sums_few_of_many_tokens_as_they_are(lm: fuse.CausalLM, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
+    term = fuse.Term(lm, LOSSES[loss], prefix="Look:", suffix="and")
     begun = term.encode(["A red house stands alone in the deep snow"])[0].free_ids
     rows = term.around([(*begun[:i], token, *begun[i + 1 :]) for i in range(len(begun)) for token in range(300, 310)])
     term.scorer.expand(term.around([begun]))

@@ -35,7 +35,7 @@ class Model(ABC):
     """Whether the model goes on from the `Trunk` that `read` makes, reading no token before the branch again."""
 
     packs = False
-    """Whether the rows of a batch are read as one, so that unlike ones cost nothing, and `Branch.guessed` is understood."""
+    """Whether rows that go on from a trunk are read as one, so that unlike ones need no padding; `Branch.guessed` is understood."""
 
     def __init__(
         self,

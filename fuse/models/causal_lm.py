@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from math import nan
 from typing import Any
@@ -47,10 +47,12 @@ class CausalLM(Model):
         layers = DynamicCache(config=network.config).layers
         self.branches = all(isinstance(layer, DynamicLayer) for layer in layers)
         self._windows = [getattr(layer, "sliding_window", None) for layer in layers]
+        text = network.config.get_text_config()
         # In chunks tokens see what stands in the same one, by the masks of the network itself
-        chunks = "chunked_attention" in (getattr(network.config.get_text_config(), "layer_types", None) or ())
+        chunks = "chunked_attention" in (getattr(text, "layer_types", None) or ())
         replaceable = network.config._attn_implementation == "sdpa" and network._supports_attention_backend and not chunks
-        self.packs = self.branches and replaceable
+        # Layers may share the keys and values of one
+        self.packs = self.branches and replaceable and len(layers) == text.num_hidden_layers
         # Versions of transformers before `cache` know it by another name
         self._cache_name = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
         if self.packs:
@@ -77,8 +79,11 @@ class CausalLM(Model):
         told = (read & (columns > 0)).roll(-1, 1)
         """After which positions somebody reads the prediction."""
         known = torch.full_like(inputs.ids, -1) if branch is None else branch.known
-        if branch is not None and not self.packs:
-            known = torch.where(columns < branch.length, known, -1)
+        if branch is not None:
+            # A prediction that the trunk did not keep is made anew, and so is what no mask could tell apart
+            known = torch.where(told & (known < branch.trunk.columns[0]), -1, known)
+            known = known if self.packs else torch.where(columns < replace(branch, known=known).length, known, -1)
+            inputs = replace(inputs, branch=replace(branch, known=known))
         pieces = []
         row, at = (told & (known >= 0)).nonzero(as_tuple=True)
         if branch is not None and len(row):
@@ -89,17 +94,17 @@ class CausalLM(Model):
         # What comes after all that is told is read by nobody
         new = (known < 0) & (told.flip(1).cumsum(1).flip(1) > 0)
         if (told & new).any():
-            pieces.append(self._read_on(inputs, known, new, told & new))
+            pieces.append(self._read_on(inputs, new, told & new))
         return pieces
 
-    def _read_on(self, inputs: Inputs, known: Int[Tensor, "b t"], new: Bool[Tensor, "b t"], told: Bool[Tensor, "b t"]) -> Predictions:
+    def _read_on(self, inputs: Inputs, new: Bool[Tensor, "b t"], told: Bool[Tensor, "b t"]) -> Predictions:
         """The predictions after the positions `told`, for which the tokens at `new` are read."""
         branch = inputs.branch
         line = kept = torch.arange(len(new), device=new.device)
         if inputs.embeddings is None:
             # Rows that differ in nothing that is read are one
-            parent = torch.zeros_like(line) if branch is None else branch.row
-            keys, line = torch.cat([parent[:, None], known, torch.where(new, inputs.ids, -1)], 1).unique(dim=0, return_inverse=True)
+            taken = [] if branch is None else [branch.row[:, None], branch.known]
+            keys, line = torch.cat([*taken, torch.where(new, inputs.ids, -1)], 1).unique(dim=0, return_inverse=True)
             kept = line.new_zeros(len(keys)).scatter_(0, line, kept)
         row, at = told.nonzero(as_tuple=True)
         asked = torch.zeros_like(told[kept]).index_put((line[row], at), told.new_ones(()))
@@ -149,7 +154,7 @@ class CausalLM(Model):
             assert trunk.contexts is not None
             older = branch.row[:, None] * len(trunk.columns) + torch.arange(first, start, device=self.device) - trunk.columns[0]
             hidden = torch.cat([trunk.contexts.hidden[older], hidden], 1)
-            logits = None if logits is None else torch.cat([trunk.contexts.logits(older), logits], 1)
+            logits = None if logits is None else torch.cat([trunk.contexts.logits(older.flatten()).unflatten(0, older.shape), logits], 1)
             normaliser = trunk.contexts.normaliser[older]
             normaliser = torch.cat([normaliser, normaliser.new_full((len(older), len(new)), nan)], 1).flatten()
         contexts = Contexts(self.output, hidden.flatten(0, 1), None if logits is None else logits.flatten(0, 1), normaliser)
@@ -215,12 +220,13 @@ class CausalLM(Model):
                 log_probs = log_probs + (shift * out.contexts.hidden[out.context]).sum(-1)
             result = result.to(log_probs).index_put(at, log_probs)
             if inputs.labels is not None and inputs.label_places is not None:
-                # The context of each place of a label; one that is not foretold has none
+                # The context of each place of a label that is foretold here
                 contexts = torch.full_like(inputs.ids, -1).index_put(at, out.context).gather(1, inputs.label_places)
+                line, number = (contexts >= 0).nonzero(as_tuple=True)
                 # The shift is zero, so that nothing goes back through what it is multiplied with
-                log_probs = out.contexts.all_log_probs(contexts).detach()
-                shift = torch.where(contexts >= 0, (inputs.labels * log_probs).sum(-1), 0.0)
-                result = result.scatter_add(1, inputs.label_places, shift)
+                chosen = out.contexts.all_log_probs(contexts[line, number]).detach()
+                shift = (inputs.labels[line, number] * chosen).sum(-1)
+                result = result.index_put((line, inputs.label_places[line, number]), shift, accumulate=True)
         return result
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ class OutputLayer:
 
     def __init__(self, layer: Any) -> None:
         self.weight: Float[Tensor, "v d"] = layer.weight
-        self.bias: Float[Tensor, " v"] | None = layer.bias
+        self.bias: Float[Tensor, " v"] | None = getattr(layer, "bias", None)
 
     def logits(self, hidden: Float[Tensor, "*u d"]) -> Float[Tensor, "*u v"]:
         logits = inner_products(hidden, self.weight)
@@ -47,7 +47,7 @@ class OutputLayer:
         memory = hidden.new_empty(lines * width)  # fresh memory for each block would cost as much as the sum
         for begin in range(0, size, width):
             weight = self.weight[begin : begin + width]
-            block = memory[: len(hidden) * len(weight)].view(len(hidden), -1)
+            block = memory[: len(hidden) * len(weight)].view(len(hidden), len(weight))
             torch.mm(hidden, weight.T, out=block)
             logits = widened(block if self.bias is None else block.add_(self.bias[begin : begin + width]))
             top = logits.amax(-1, keepdim=True)
@@ -82,8 +82,8 @@ class OutputLayer:
 class Contexts:
     """Last hidden states after u different contexts; what follows from them is computed when it is asked for.
 
-    `logits` are those of a network that does something to what its output layer returns, and `normaliser` what is known of
-    it, nan elsewhere.
+    `logits` are those of a network that does something to what its output layer returns; without them `normaliser` is what is
+    known of it, or guessed, and nan elsewhere.
     """
 
     def __init__(
@@ -104,20 +104,20 @@ class Contexts:
         self._asked: tuple[Tensor, Tensor] | None = None
         """Contexts that were asked for all tokens last, and the answer."""
 
-    def logits(self, contexts: Int[Tensor, "*n"]) -> Float[Tensor, "*n v"]:
+    def logits(self, contexts: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
         return self._output.logits(self.hidden[contexts]) if self._logits is None else self._logits[contexts]
 
-    def all_log_probs(self, contexts: Int[Tensor, "*n"]) -> Float[Tensor, "*n v"]:
+    def all_log_probs(self, contexts: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
         """log p of every token after these contexts; not to be written to."""
         if self._logits is not None:
-            return self._logits[contexts] - self.normaliser[contexts][..., None]
+            return self._logits[contexts] - self.normaliser[contexts][:, None]
         # Whoever draws the next tokens asks for it, and so does the gradient by them
-        asked = contexts.flatten()
-        if self._asked is None or not torch.equal(self._asked[0], asked):
-            logits = self.logits(asked)
-            self.normaliser[asked] = logits.logsumexp(-1)
-            self._asked = asked, logits.sub_(self.normaliser[asked][:, None])
-        return self._asked[1].view(*contexts.shape, -1)
+        if self._asked is None or not torch.equal(self._asked[0], contexts):
+            self._asked = None  # so that its memory can be had
+            logits = self.logits(contexts)
+            self.normaliser[contexts] = logits.logsumexp(-1)
+            self._asked = contexts, logits.sub_(self.normaliser[contexts][:, None])
+        return self._asked[1]
 
     def log_probs(self, contexts: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log p of one token after each of these contexts."""
