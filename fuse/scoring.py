@@ -195,9 +195,7 @@ class Scorer:
             try:
                 inputs, own = pad([rows[i] for i in batch], self.model.device), [overlaps[i] for i in batch]
                 if trunk is not None:
-                    row = torch.tensor([overlap.root for overlap in own], device=self.model.device)
-                    there = known_places(own, inputs.ids.shape[1]).to(row.device)
-                    inputs = replace(inputs, branch=Branch(trunk, row, there, guessed))
+                    inputs = replace(inputs, branch=self._branch(trunk, own, inputs.ids.shape[1], guessed))
                 found.append(function(inputs, batch))
                 order += batch
             except torch.OutOfMemoryError:
@@ -252,12 +250,15 @@ class Scorer:
                 continue
             # What is to be foretold within the stem has to be known there
             known = older.trunk.columns[0] <= first
-            lines, shared = older.shared(roots.rows, limits if known else [min(limit, first) for limit in limits])
-            if min(shared) >= WORTH:
-                overlaps = [Overlap(line, min(shared), min(shared), 0, min(shared)) for line in lines]
-                there = known_places(overlaps, max(map(len, roots.rows)))
-                return Branch(older.trunk, torch.tensor(lines, device=self.model.device), there.to(self.model.device))
+            overlaps = older.beginnings(roots.rows, limits if known else [min(limit, first) for limit in limits])
+            if min(overlap.length for overlap in overlaps) >= WORTH:
+                return self._branch(older.trunk, overlaps, max(map(len, roots.rows)))
         return None
+
+    def _branch(self, trunk: Trunk, overlaps: Sequence[Overlap], width: int, guessed: bool = False) -> Branch:
+        """Where rows with these overlaps go on from, in a batch of this width."""
+        lines, places = torch.tensor([overlap.root for overlap in overlaps]), known_places(overlaps, width)
+        return Branch(trunk, lines.to(self.model.device), places.to(self.model.device), guessed)
 
 
 def expand_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]]) -> None:
