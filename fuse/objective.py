@@ -15,15 +15,12 @@ from fuse.constraints import Constraints
 from fuse.errors import FuseError
 from fuse.losses import Loss
 from fuse.models import Model
-from fuse.products import inner_products
 from fuse.scoring import Scorer, score_together
 from fuse.scoring import expand_together as expand_scorers
 from fuse.types import Evaluation, Ids, TermResult
-from fuse.vocabulary import Encoded, Template, Vocabulary
+from fuse.vocabulary import MEMO, Encoded, Template, Vocabulary, remembered
 
 PRIMARY = "primary"
-MEMO = 100_000
-"""How many of the latest candidates' losses are remembered."""
 FEW = 8
 """How many of the best candidates are scored again where models of a coarse type scored them first."""
 
@@ -71,12 +68,7 @@ class Term:
 
     def encode(self, prompts: Sequence[str]) -> list[Encoded]:
         """What this term's model reads for each prompt; what was encoded lately is not encoded again."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
-        self._encoded.update(zip(new, self.template.encode(self.vocabulary, new), strict=True))
-        found = [self._encoded[prompt] for prompt in prompts]
-        while len(self._encoded) > MEMO:
-            self._encoded.popitem(last=False)
-        return found
+        return remembered(self._encoded, list(prompts), lambda new: self.template.encode(self.vocabulary, new))
 
     def around(self, rows: Sequence[Ids]) -> list[Encoded]:
         """What this term's model reads for rows of its own tokens, taken as they are, whatever text they spell."""
@@ -116,7 +108,7 @@ class Term:
         by_embedding = found.embedding[line, column].to(table)
         # At the end of a text nobody reads on
         silent = not by_embedding.any()
-        by_token = by_embedding.new_zeros(len(rows), len(table)) if silent else inner_products(by_embedding, table)
+        by_token = by_embedding.new_zeros(len(rows), len(table)) if silent else self.vocabulary.table.inner_products(by_embedding)
         by_token = by_token.float()
         return by_token if found.labels is None else by_token + found.labels[line, column]
 
@@ -204,9 +196,7 @@ class Objective:
     def _new(self, rows: Sequence[Ids]) -> tuple[list[Ids], list[int], dict[str, list[Encoded]]]:
         """The different rows that were not scored lately, which of them are valid, and what each model reads for these."""
         new = list(dict.fromkeys(tuple(row) for row in rows if tuple(row) not in self._scored))
-        encoded, valid = self._encode(new)
-        kept = [i for i, ok in enumerate(valid) if ok]
-        return new, kept, {name: [of[i] for i in kept] for name, of in encoded.items()}
+        return new, *self._encode(new)
 
     def _recall(self, rows: Sequence[Ids]) -> Evaluation:
         """The losses of rows that are known."""
@@ -253,19 +243,19 @@ class Objective:
 
     def valid(self, rows: Sequence[Ids]) -> list[bool]:
         """Whether each row's text, in its surroundings, tokenises to the row again, fits every model and the constraints."""
-        return self._encode(rows)[1]
+        kept = set(self._encode(rows)[0])
+        return [i in kept for i in range(len(rows))]
 
-    def _encode(self, rows: Sequence[Ids]) -> tuple[dict[str, list[Encoded]], list[bool]]:
-        prompts = self.vocabulary.decode(rows)
-        encoded = {name: term.encode(prompts) for name, term in self.terms.items()}
-        own, fixed = encoded[PRIMARY], len(self.primary.surroundings.ids)
-        valid = [e.free_ids == tuple(row) and len(e.ids) == fixed + len(row) for e, row in zip(own, rows, strict=True)]
-        for name, term in self.terms.items():
-            limit = term.vocabulary.max_length
-            valid = [ok and len(e.ids) <= limit for ok, e in zip(valid, encoded[name], strict=True)]
-        accept = self.constraints.accept
-        valid = [ok and accept(self.vocabulary, row, text) for ok, row, text in zip(valid, rows, prompts, strict=True)]
-        return encoded, valid
+    def _encode(self, rows: Sequence[Ids]) -> tuple[list[int], dict[str, list[Encoded]]]:
+        """Which rows are valid, and what each model reads for these."""
+        prompts, fixed, accept = self.vocabulary.decode(rows), len(self.primary.surroundings.ids), self.constraints.accept
+        own = zip(self.primary.encode(prompts), map(tuple, rows), prompts, strict=True)
+        spelled = [e.free_ids == row and len(e.ids) == fixed + len(row) and accept(self.vocabulary, row, text) for e, row, text in own]
+        kept = [i for i, ok in enumerate(spelled) if ok]
+        for term in self.terms.values():
+            encoded = term.encode([prompts[i] for i in kept])
+            kept = [i for i, e in zip(kept, encoded, strict=True) if len(e.ids) <= term.vocabulary.max_length]
+        return kept, {name: term.encode([prompts[i] for i in kept]) for name, term in self.terms.items()}
 
 
 Asked = Sequence[tuple[Objective, Sequence[Ids]]]

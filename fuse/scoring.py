@@ -19,12 +19,10 @@ from fuse.losses import Loss, VectorLoss
 from fuse.models import CausalLM, Model, VectorModel
 from fuse.roots import Overlap, Roots, known_places
 from fuse.types import Branch, Ids, Inputs, Trunk
-from fuse.vocabulary import Encoded, pad
+from fuse.vocabulary import MEMO, Encoded, pad
 
 log = logging.getLogger(__name__)
 
-MEMO = 100_000
-"""How many of the latest rows' losses are remembered."""
 WORTH = 2
 """From how many tokens on it pays to go on from what was read, rather than read it again."""
 PASS = {"cpu": 5e8, "cuda": 5e11}
@@ -33,6 +31,8 @@ PASS = {"cpu": 5e8, "cuda": 5e11}
 
 Reuse = tuple[Trunk | None, list[Overlap]]
 """A trunk, and what each row need not read since it has that in common with it."""
+NOTHING = Overlap(0, 0, 0, 0, 0)
+"""What rows have in common where there is no trunk."""
 
 
 class Scorer:
@@ -218,12 +218,11 @@ class Scorer:
                 overlaps = roots.beginnings([row.ids for row in rows], limits)
                 saved = sum(overlap.length for overlap in overlaps if overlap.length >= WORTH)
                 # What the rows save has to outweigh what the trunk costs, unless it is there already
-                cost = sum(len(roots.rows[i]) for i in {overlap.root for overlap in overlaps}) if roots.rows else 0
-                if saved and (roots.trunk is not None or saved >= cost):
+                if saved and (roots.trunk is not None or saved >= self._cost(roots)):
                     self._grow(roots, self._first)
                     if roots.trunk is not None and roots.trunk.states:
                         return roots.trunk, overlaps
-        return None, [Overlap(0, 0, 0, 0, 0)] * len(rows)
+        return None, [NOTHING] * len(rows)
 
     @torch.no_grad()
     def _grow(self, roots: Roots, first: int | None) -> None:
@@ -231,17 +230,20 @@ class Scorer:
 
         None keeps the last ones alone.
         """
-        first = min(map(len, roots.rows)) - 1 if first is None else max(first, 0)
+        first = _first_kept(roots, first)
         if roots.trunk is not None and roots.trunk.columns[0] <= first:
             return
         rows = [Encoded(ids, (), (0, 0), (0, 0)) for ids in roots.rows]
         inputs = pad(rows, self.model.device)
-        if self.model.branches:
-            inputs = replace(inputs, branch=self._stem(roots, first))
+        trunk, overlaps = self._stem(roots, first)
+        if trunk is not None:
+            inputs = replace(inputs, branch=self._branch(trunk, overlaps, inputs.ids.shape[1]))
         roots.trunk = self.model.read(inputs, range(first, inputs.ids.shape[1]))
 
-    def _stem(self, roots: Roots, first: int) -> Branch | None:
+    def _stem(self, roots: Roots, first: int) -> Reuse:
         """Where roots branch off themselves: from those before them, which the search has expanded, or from the prefix."""
+        if not self.model.branches:
+            return None, [NOTHING] * len(roots.rows)
         limits = [len(row) - 1 for row in roots.rows]
         if roots is not self._fixed and len(self._prefix) >= WORTH:
             self._grow(self._fixed, None)
@@ -252,8 +254,13 @@ class Scorer:
             known = older.trunk.columns[0] <= first
             overlaps = older.beginnings(roots.rows, limits if known else [min(limit, first) for limit in limits])
             if min(overlap.length for overlap in overlaps) >= WORTH:
-                return self._branch(older.trunk, overlaps, max(map(len, roots.rows)))
-        return None
+                return older.trunk, overlaps
+        return None, [NOTHING] * len(roots.rows)
+
+    def _cost(self, roots: Roots) -> int:
+        """How many tokens are read to make a trunk of these roots."""
+        _, overlaps = self._stem(roots, _first_kept(roots, self._first))
+        return sum(map(len, roots.rows)) - sum(overlap.length for overlap in overlaps)
 
     def _branch(self, trunk: Trunk, overlaps: Sequence[Overlap], width: int, guessed: bool = False) -> Branch:
         """Where rows with these overlaps go on from, in a batch of this width."""
@@ -308,6 +315,11 @@ def score_together(scorers: Sequence[Scorer], rows: Sequence[Sequence[Encoded]])
         while len(scorer._losses) > MEMO:
             scorer._losses.popitem(last=False)
     return found
+
+
+def _first_kept(roots: Roots, first: int | None) -> int:
+    """`first`; in the place of None the position of the last token of the shortest root."""
+    return min(map(len, roots.rows)) - 1 if first is None else max(first, 0)
 
 
 def _key(row: Encoded) -> tuple[Ids, tuple[int, int], tuple[int, int]]:

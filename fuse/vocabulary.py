@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.products import inner_products
+from fuse.products import Table
 from fuse.types import Ids, Inputs
 
 POINTS = ("current", "mask", "mean")
 """What a model reads at a place where its loss is linearised: the token there, the mask token, the mean embedding."""
 
+MEMO = 100_000
+"""How many of the latest rows' texts, texts' tokens and candidates' losses are remembered."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 Span = tuple[int, int]
 """Where a piece of text begins and ends, in characters or in tokens."""
+
+
+def remembered(memo: OrderedDict[K, V], keys: Sequence[K], make: Callable[[list[K]], Sequence[V]]) -> list[V]:
+    """What belongs to each key: made of all that are not in the memo, which keeps the latest `MEMO`."""
+    new = [key for key in dict.fromkeys(keys) if key not in memo]
+    memo.update(zip(new, make(new), strict=True))
+    found = [memo[key] for key in keys]
+    while len(memo) > MEMO:
+        memo.popitem(last=False)
+    return found
 
 
 class Vocabulary:
@@ -36,11 +52,20 @@ class Vocabulary:
         if not getattr(tokenizer, "is_fast", False):
             raise FuseError(f"tokenizer={type(tokenizer).__name__}: expected a fast tokenizer, which tells character offsets")
         self.tokenizer = tokenizer
-        self.embedding = embedding
+        self.table = Table(embedding)
         self.max_length = max_length
+        self._prompts: OrderedDict[Ids, str] = OrderedDict()
         first, last = self._special_tokens() if head is None or tail is None else ((), ())
         self.head = first if head is None else head
         self.tail = last if tail is None else tail
+
+    @property
+    def embedding(self) -> Float[Tensor, "v d"]:
+        return self.table.lines
+
+    @embedding.setter
+    def embedding(self, embedding: Float[Tensor, "v d"]) -> None:
+        self.table = Table(embedding)
 
     def _special_tokens(self) -> tuple[Ids, Ids]:
         """What the tokenizer itself puts before and after a text."""
@@ -66,7 +91,7 @@ class Vocabulary:
 
     def decode(self, rows: Sequence[Ids]) -> list[str]:
         """The prompt that each row of ids spells: its text without white space at the ends."""
-        return [text.strip() for text in self._raw_decode(rows)]
+        return remembered(self._prompts, [tuple(row) for row in rows], lambda new: [text.strip() for text in self._raw_decode(new)])
 
     def _raw_decode(self, rows: Sequence[Ids]) -> list[str]:
         # By the tokenizer, not its backend, which spells CLIP's ends of words out; an empty list would be taken as one empty row
@@ -131,7 +156,7 @@ class Vocabulary:
         """The allowed token whose embedding is the closest to each point."""
         # The smallest |p - e|^2 is the largest p . e - |e|^2 / 2
         handicap = torch.where(allowed, -self._half_squares, -torch.inf)
-        return inner_products(points.float(), self.embedding.float()).add_(handicap).argmax(-1)
+        return self.table.inner_products(points.float()).add_(handicap).argmax(-1)
 
     @cached_property
     def _half_squares(self) -> Float[Tensor, " v"]:
@@ -187,7 +212,8 @@ class Encoded:
         """Find the tokens of prompt and label by their characters, and put the special tokens around."""
         head, tail = vocabulary.head, vocabulary.tail
         padded = ((0, 0),) * len(head) + tuple(chars) + ((0, 0),) * len(tail)
-        return Encoded(head + ids + tail, padded, overlapping(padded, prompt), overlapping(padded, label), prompt[0])
+        label_span = overlapping(padded, label) if label[0] < label[1] else (0, 0)
+        return Encoded(head + ids + tail, padded, overlapping(padded, prompt), label_span, prompt[0])
 
     @property
     def free_ids(self) -> Ids:

@@ -15,7 +15,7 @@ LAYERS = [
     ["types", "tproduct", "values"],
     ["vocabulary"],
     ["constraints"],
-    ["models.base", "models.attention"],
+    ["models.base", "models.attention", "models.feed_forward"],
     [f"models.{kind}" for kind in ("captioner", "causal_lm", "classifier", "clip", "masked_lm", "open_clip", "sentence")],
     ["models"],
     ["losses"],

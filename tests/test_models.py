@@ -69,3 +69,24 @@ def test_next_tokens_of_rows_that_begin_one_another_are_those_of_each_alone(lm: 
     together = guide.next_token_log_probs(rows)
     alone = torch.cat([guide.next_token_log_probs([one]) for one in rows])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["lm", "clip"])
+def test_the_last_layer_computes_what_is_read(request: pytest.FixtureRequest, kind: str, house: torch.Tensor) -> None:
+    """Its feed-forward part sees the place before each token of a label, and the end of each text, and no more."""
+    model = request.getfixturevalue(kind)
+    term = fuse.Term(model, fuse.CrossEntropy("in the snow.") if kind == "lm" else fuse.CosineDistance(house))
+    rows = term.encode(["A red house", "Two blue cups stand"])
+    seen: list[int] = []
+    first = [module for name, module in model.network.named_modules() if name.endswith(("mlp.fc1", "mlp.c_fc")) and "vision" not in name][
+        -1
+    ]
+    hook = first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[:-1].numel()))
+    term.score(rows)
+    term.gradient(rows, [range(*row.free) for row in rows])
+    hook.remove()
+    label = rows[0].label[1] - rows[0].label[0]
+    one_by_one = 2 * (label if kind == "lm" else 1)
+    # A batch of rows whose labels stand at other places reads all of these places in each
+    assert one_by_one <= seen[0] <= 2 * one_by_one
+    assert seen[1:] == seen[:1]

@@ -479,6 +479,7 @@ CAUSAL: dict[str, Any] = {
     "mistral, short windows": transformers.MistralConfig(vocab_size=64, **LLAMA, **WINDOW, **ENDS),
     "mistral, windows": transformers.MistralConfig(vocab_size=64, **LLAMA, **{**WINDOW, "sliding_window": 12}, **ENDS),
     "gemma2, short windows": transformers.Gemma2Config(vocab_size=64, head_dim=16, final_logit_softcapping=0.5, **LLAMA, **WINDOW, **ENDS),
+    "mixtral": transformers.MixtralConfig(vocab_size=64, num_local_experts=4, num_key_value_heads=1, **LLAMA, **ENDS),
     "granite": transformers.GraniteConfig(vocab_size=64, logits_scaling=4.0, **LLAMA, **ENDS),
     "mamba": transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, **ENDS),
 }

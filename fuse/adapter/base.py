@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fuse.adapter.fidelity import Fidelity, Report, Scored, Trial, compare, draw_trial, mean_fidelity
 from fuse.models import Model
-from fuse.products import inner_products
 from fuse.types import Ids
 from fuse.vocabulary import Encoded, Span, Vocabulary, overlapping
 
@@ -213,7 +212,7 @@ def target_scores(target: Target, encoded: Sequence[Encoded], words: Sequence[Wo
     collapsed = [e.collapsed(word.target) for e, word in zip(encoded, words, strict=True)]
     gradient = target.gradient(collapsed, [[word.target[0]] for word in words], list(points[:, None]))
     at_word = gradient.embedding[:, 0].to(points)
-    scores = (inner_products(at_word, table) - (at_word * points).sum(-1, keepdim=True)).float()
+    scores = (target.vocabulary.table.inner_products(at_word) - (at_word * points).sum(-1, keepdim=True)).float()
     return scores if gradient.labels is None else scores + gradient.labels[:, 0]
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from fuse.adapter.base import Adapter, Progress, Target, in_running_text, words_at
 from fuse.errors import FuseError
 from fuse.models import Model
-from fuse.products import inner_products
 from fuse.tproduct import NormalEquations, tproduct, ttranspose
 from fuse.types import Ids
 from fuse.vocabulary import Vocabulary
@@ -115,7 +114,7 @@ class FuseAdapter(Adapter):
 
     def token_scores(self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current") -> Float[Tensor, "b v"]:
         gradient = self.embedding_gradient(rows, positions, target, point)
-        return inner_products(gradient.to(self.source.embedding), self.source.embedding)
+        return self.source.table.inner_products(gradient.to(self.source.embedding))
 
     def embedding_gradient(
         self, rows: Sequence[Ids], positions: Sequence[int], target: Target, point: str = "current"

@@ -20,7 +20,7 @@ from torch import Tensor
 from fuse.adapter.base import Progress, Target, in_running_text, words_at
 from fuse.adapter.lexical import LexicalAdapter
 from fuse.models import Model, VectorModel
-from fuse.products import inner_products
+from fuse.products import Table
 from fuse.types import Ids
 from fuse.vocabulary import Template, Vocabulary, pad
 
@@ -42,6 +42,7 @@ class SemanticAdapter(LexicalAdapter):
         super().__init__(lexical.source, lexical.target, lexical.pieces)
         self.words = list(words)
         self.vectors = vectors.to(self.target.embedding.device)
+        self._table = Table(self.vectors)
         self._continuations: dict[Ids, list[tuple[int, int]]] = {}
         for line, word in enumerate(self.words):
             for place, token in enumerate(word):
@@ -86,7 +87,7 @@ class SemanticAdapter(LexicalAdapter):
         gradient = target.vector_gradient(encoded) if len(self.words) else None
         if gradient is None:
             return scores
-        by_word = inner_products(gradient.to(self.vectors), self.vectors).to(scores)
+        by_word = self._table.inner_products(gradient.to(self.vectors)).to(scores)
         for line, (row, position, word) in enumerate(zip(rows, positions, words, strict=True)):
             if not word.right:
                 spellings, known = self._spellings(row[word.source[0] : position] if word.left else ())

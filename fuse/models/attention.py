@@ -129,10 +129,13 @@ def _rows(states: Float[Tensor, "b h t e"], plan: Plan) -> Float[Tensor, "h r q 
 def _shared(left: Float[Tensor, "g r n i"], groups: list[tuple[int, int]], right: Float[Tensor, "u g i j"]) -> Float[Tensor, "g r n j"]:
     """left @ right, where rows of a batch share their right side: one product a group."""
     lines, counts = zip(*groups, strict=True)
+    if len(set(counts)) == 1 and lines == tuple(range(len(right))):
+        # [g u (r/u)n i] @ [g u i j]
+        return (left.unflatten(1, (len(lines), -1)).flatten(2, 3) @ right.transpose(0, 1)).view(*left.shape[:3], -1)
     found = [
         (part.flatten(1, 2) @ right[line]).unflatten(1, part.shape[1:3]) for part, line in zip(left.split(counts, 1), lines, strict=True)
     ]
-    return torch.cat(found, 1) if len(found) > 1 else found[0]
+    return torch.cat(found, 1)
 
 
 AttentionInterface.register(BRANCHING, attend)

@@ -16,7 +16,9 @@ from transformers.cache_utils import DynamicLayer
 
 from fuse.models.attention import BRANCHING, branch_cache, whole_cache
 from fuse.models.base import Model, load_network, load_pretrained
+from fuse.models.feed_forward import LastFeedForward
 from fuse.models.output import Contexts, OutputLayer, widened
+from fuse.products import Table
 from fuse.types import Inputs, Trunk
 
 States = tuple[Float[Tensor, "*c d"], Float[Tensor, "*c v"] | None]
@@ -41,7 +43,6 @@ class CausalLM(Model):
         length = getattr(network.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
         head = () if start is None else (int(start),)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
-        self.output = OutputLayer(network.get_output_embeddings())
         self._head_is_last: bool | None = None
         """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
         layers = DynamicCache(config=network.config).layers
@@ -57,9 +58,11 @@ class CausalLM(Model):
         self._cache_name = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
         if self.packs:
             network.set_attn_implementation(BRANCHING)
+        self._last = LastFeedForward(network.get_decoder(), text.num_hidden_layers)
         # Whether the output table is the very table that the embedding layer returns
-        head_table = network.get_output_embeddings().weight
-        self.tied = head_table.shape == self.vocabulary.embedding.shape and torch.equal(head_table, self.vocabulary.embedding)
+        head = network.get_output_embeddings()
+        self.tied = head.weight.shape == self.vocabulary.embedding.shape and torch.equal(head.weight, self.vocabulary.embedding)
+        self.output = OutputLayer(head, self.vocabulary.table if self.tied else Table(head.weight))
 
     @classmethod
     def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CausalLM:
@@ -177,6 +180,7 @@ class CausalLM(Model):
         With a mask the tokens follow one another, and those in the cache, which all of them see. Without one they stand at
         `places`, and the cache knows what each of them sees.
         """
+        columns = columns.to(ids.device)
         options: dict[str, Any] = {} if cache is None else {self._cache_name: cache}
         if mask is None:
             options |= {"branching": cache, "position_ids": places, "attention_mask": ids.new_ones(1, 1, 1, 1, dtype=torch.bool)}
@@ -192,8 +196,8 @@ class CausalLM(Model):
 
         hooks = head.register_forward_pre_hook(catch), head.register_forward_hook(lambda _, __, out: said.append(out))
         try:
-            with self.reading(embeddings):
-                out = self.network(input_ids=ids, logits_to_keep=columns.to(ids.device), use_cache=cache is not None, **options)
+            with self.reading(embeddings), self._last.only(slice(None), columns):
+                out = self.network(input_ids=ids, logits_to_keep=columns, use_cache=cache is not None, **options)
         finally:
             for hook in hooks:
                 hook.remove()

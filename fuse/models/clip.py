@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, load_network, load_pretrained
+from fuse.models.feed_forward import LastFeedForward
 from fuse.types import Inputs, Trunk
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class CLIP(EmbeddingModel):
         length = network.config.text_config.max_position_embeddings
         super().__init__(network, tokenizer, network.text_model.get_input_embeddings(), length)
         self.image_processor = image_processor
+        self._last = LastFeedForward(text, len(text.encoder.layers))
 
     @classmethod
     def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CLIP:
@@ -88,7 +90,9 @@ class CLIP(EmbeddingModel):
     ) -> Float[Tensor, "b e"]:
         """What the network pools; keys and values are added to the cache, if there is one, which may say what is seen."""
         seen = ids.new_ones(1, 1, 1, 1, dtype=torch.bool) if seen is None else seen
-        with self.reading(embeddings):
+        # The network pools at its end token, or at the highest id
+        pooled = (ids == self.network.text_model.eos_token_id) | (ids == ids.amax(1, keepdim=True))
+        with self.reading(embeddings), self._last.only(pooled):
             out = self.network.get_text_features(input_ids=ids, attention_mask=seen, position_ids=places, branching=cache, updating=cache)
         return out.pooler_output
 

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fuse.products import inner_products
+from fuse.products import Table
 
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""How many logits are made and summed at once: as many as a cache holds, and enough to be worth a call."""
+LINES = 256
+"""How many states are summed over the vocabulary at once on a CPU, whose cache holds their logits piece by piece."""
 SHORTLIST = 1024
 """How many logits of each state an estimate looks at."""
 ALONE = 8
@@ -23,12 +23,13 @@ ALONE = 8
 class OutputLayer:
     """A linear layer from last hidden states to logits, which come in float32 at least."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, table: Table) -> None:
+        self.table = table
         self.weight: Float[Tensor, "v d"] = layer.weight
         self.bias: Float[Tensor, " v"] | None = getattr(layer, "bias", None)
 
     def logits(self, hidden: Float[Tensor, "*u d"]) -> Float[Tensor, "*u v"]:
-        logits = inner_products(hidden, self.weight)
+        logits = self.table.inner_products(hidden)
         return widened(logits if self.bias is None else logits + self.bias)
 
     def some_logits(self, hidden: Float[Tensor, "u d"], tokens: Int[Tensor, " k"]) -> Float[Tensor, "u k"]:
@@ -42,17 +43,15 @@ class OutputLayer:
 
     def normaliser(self, hidden: Float[Tensor, "u d"]) -> Float[Tensor, " u"]:
         """log of the sum of exp(logits) over the vocabulary, without ever holding all logits. No gradient goes through it."""
-        size, lines, parts = len(self.weight), max(1, len(hidden)), []
-        width = min(size, max(512, BLOCK.get(hidden.device.type, BLOCK["cuda"]) // lines))
-        memory = hidden.new_empty(lines * width)  # fresh memory for each block would cost as much as the sum
-        for begin in range(0, size, width):
-            weight = self.weight[begin : begin + width]
-            block = memory[: len(hidden) * len(weight)].view(len(hidden), len(weight))
-            torch.mm(hidden, weight.T, out=block)
-            logits = widened(block if self.bias is None else block.add_(self.bias[begin : begin + width]))
-            top = logits.amax(-1, keepdim=True)
-            parts.append(logits.sub_(top).exp_().sum(-1).log_() + top[:, 0])
-        return torch.stack(parts).logsumexp(0)
+        found = []
+        for states in hidden.split(LINES if hidden.device.type == "cpu" else max(1, len(hidden))):
+            parts = []
+            for part, block in self.table.pieces(states):
+                logits = widened(block if self.bias is None else block.add_(self.bias[part]))
+                top = logits.amax(-1, keepdim=True)
+                parts.append(logits.sub_(top).exp_().sum(-1).log_() + top[:, 0])
+            found.append(torch.stack(parts).logsumexp(0))
+        return torch.cat(found)
 
     def estimated_normaliser(self, hidden: Float[Tensor, "u d"], kind: Int[Tensor, " u"]) -> Float[Tensor, " u"]:
         """About `normaliser`, and just that for kind 0; states of another kind lie near one another.
