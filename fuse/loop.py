@@ -39,8 +39,8 @@ def check_objective(objective: Objective, method: Method, stop_at_label: bool = 
     model = objective.primary.model
     if probe is not None and probe.draft is None and not model.packs:
         raise FuseError(
-            f"scoring.draft.model_id=null: a causal LM with full attention guesses for itself, and primary is a {type(model).__name__} "
-            "that does not; name a smaller model"
+            f"scoring.draft.model_id=null: primary is a {type(model).__name__} that cannot guess its loss from what changed; "
+            "name a smaller model"
         )
     if method.reads_predictions and not isinstance(model, CausalLM):
         raise FuseError(

@@ -23,7 +23,8 @@ class Probe:
     """Of n candidates the share `probe_share`, drawn at random, is scored, and so are the best by the draft.
 
     The draft's loss stands for the primary's in the weighted sum, by which all n are ranked; its tokens may be others.
-    Without a draft the primary guesses itself, reading of each candidate little more than what changed (`Scorer.estimate`).
+    Other models guess for themselves, reading of each candidate little more than what changed (`Scorer.estimate`), and so does
+    the primary without a draft.
     With the rank correlation r of both on the probe, (1 - r) / 2 x n / `reduction` of the best are scored, at least as many
     as the strategy expands at once.
     """
@@ -57,7 +58,7 @@ class Probe:
         return [rows[i] for i in sorted({*probe.tolist(), *favoured.tolist()})]
 
     def _guess(self, objective: Objective, rows: Sequence[Ids]) -> Float[Tensor, " n"]:
-        """The weighted sum with the guess in the primary's place; inf for what the draft's context has no room for."""
+        """The weighted sum of guesses; inf for what the draft's context has no room for."""
         prompts = objective.vocabulary.decode(rows)
         total = torch.zeros(len(rows))
         for name, term in objective.terms.items():
@@ -65,7 +66,7 @@ class Probe:
             encoded = guesser.encode(prompts)
             fits = [i for i, e in enumerate(encoded) if len(e.ids) <= guesser.vocabulary.max_length]
             losses = torch.full_like(total, torch.inf)
-            estimates = name == PRIMARY and self.draft is None
-            losses[fits] = (guesser.scorer.estimate if estimates else guesser.score)([encoded[i] for i in fits])
+            guess = guesser.score if guesser is self.draft else guesser.scorer.estimate
+            losses[fits] = guess([encoded[i] for i in fits])
             total += losses * term.weight if term.weight else 0
         return total

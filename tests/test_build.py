@@ -104,5 +104,5 @@ def test_the_draft_is_the_primary_with_another_model(tmp_path: Path) -> None:
 def test_without_a_draft_the_primary_guesses_if_it_can(tmp_path: Path) -> None:
     task = build(composed("scoring=probe", f"adapter.cache_dir={tmp_path}"))
     assert task.probe == fuse.Probe()
-    with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*CLIP"):
-        build(composed("scoring=probe", "primary=demo_clip", "secondary=[]", "method=random", f"adapter.cache_dir={tmp_path}"))
+    with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*OpenCLIP"):
+        build(composed("scoring=probe", "primary=demo_open_clip", "secondary=[]", "method=random", f"adapter.cache_dir={tmp_path}"))

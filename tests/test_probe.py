@@ -150,9 +150,26 @@ def test_a_beam_is_chosen_as_wide_as_the_strategy_has_it(objective: fuse.Objecti
     assert guessed.evaluations < 0.2 * exact.evaluations
 
 
-def test_a_primary_that_cannot_guess_is_told(clip: fuse.CLIP, house: torch.Tensor) -> None:
-    objective = fuse.Objective(fuse.Term(clip, fuse.CosineDistance(house)))
-    with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*CLIP"):
+def test_secondaries_guess_for_themselves(lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor) -> None:
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), {"clip": fuse.Term(clip, fuse.CosineDistance(house), weight=20)})
+    begun = objective.spell("A red house stands alone in the deep snow of winter")
+    words = objective.spell("Two small blue boats lie by the sea")
+    swapped = [(*begun[:i], word, *begun[i + 1 :]) for i in range(len(begun)) for word in words]
+    swapped = [row for row, ok in zip(swapped, objective.valid(swapped), strict=True) if ok]
+    objective.expand([begun])
+    guessed = fuse.Probe()._guess(objective, swapped)
+    read: list[int] = []
+    layer = clip.network.text_model.encoder.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[:-1].numel()))
+    fuse.Probe()._guess(objective, swapped)
+    hook.remove()
+    assert sum(read) < 0.5 * len(begun) * len(swapped)
+    assert rank_correlation(guessed, objective.evaluate(swapped).loss) > 0.8
+
+
+def test_a_primary_that_cannot_guess_is_told(minilm: fuse.SentenceEncoder) -> None:
+    objective = fuse.Objective(fuse.Term(minilm, fuse.CosineDistance(minilm.embed_texts(["a cup"])[0])))
+    with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*Sentence"):
         fuse.search(objective, fuse.GCG(steps=1), probe=fuse.Probe())
 
 

@@ -128,7 +128,8 @@ def test_with_reuse_equals_without(request: pytest.FixtureRequest, monkeypatch: 
     monkeypatch.setattr(plain, "_reuse", lambda rows, limits=None: (None, [roots.Overlap(0, 0, 0, 0, 0)] * len(rows)))
     plain._spare = reusing._spare = 0  # reuse wherever it saves a token
     tokens_read: list[int] = []
-    layer = model.embedding_layer.register_forward_hook(lambda _, given, out: tokens_read.append(given[0].numel()))
+    first = model.network.text_model.encoder.layers[0] if kind == "clip" else model.embedding_layer
+    layer = first.register_forward_pre_hook(lambda _, given: tokens_read.append(given[0].shape[:2].numel()))
     try:
         wanted, slopes = plain.score(rows), plain.gradient(rows, places)
         without = sum(tokens_read)
@@ -261,10 +262,23 @@ def test_an_estimate_is_exact_where_only_the_end_changed(lm: fuse.CausalLM) -> N
     torch.testing.assert_close(term.scorer.estimate(rows), scorer(term).score(rows), atol=2e-5, rtol=0)
 
 
-def test_what_cannot_be_estimated_is_scored(term: fuse.Term, lm: fuse.CausalLM) -> None:
+def test_clip_estimates_well_from_what_changed(clip: fuse.CLIP, house: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    term = fuse.Term(clip, fuse.CosineDistance(house))
+    begun = term.encode(["a red house stands in the deep snow by a small boat"])[0].free_ids
+    words = [row.free_ids[0] for row in term.encode("blue green boat tree under two train old house cat cup of".split())]  # noqa: SIM905
+    rows = term.around([(*begun[:i], word, *begun[i + 1 :]) for i in range(len(begun)) for word in words])
+    term.scorer.expand(term.around([begun]))
+    losses, guessed = scorer(term).score(rows), term.scorer.estimate(rows)
+    assert not torch.allclose(guessed, losses, atol=1e-3)
+    assert rank_correlation(guessed, losses) > 0.95
+    monkeypatch.setattr(roots, "WINDOW", 99)
+    torch.testing.assert_close(term.scorer.estimate(rows), losses, atol=2e-5, rtol=0)
+
+
+def test_what_cannot_be_estimated_is_scored(term: fuse.Term) -> None:
     rows = term.encode(PROMPTS)
     assert torch.equal(scorer(term).estimate(rows), scorer(term).score(rows)), "nothing was expanded"
-    if term.model is not lm:
+    if not term.model.packs:
         expanded = scorer(term)
         expanded.expand(term.encode(BEAM))
         torch.testing.assert_close(expanded.estimate(rows), scorer(term).score(rows), atol=2e-5, rtol=0)

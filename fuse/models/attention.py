@@ -29,20 +29,26 @@ class Plan:
     """Rows of the trunk, and how many rows of the batch go on from each."""
     tokens: Int[Tensor, "r q"]
     """The numbers of the tokens that each row reads itself; shorter rows are filled up."""
-    real: Bool[Tensor, "r q"]
-    """False where they are filled up."""
+    where: Int[Tensor, " n"]
+    """Where each of the n tokens stands in `tokens`, line after line."""
     distance: Int[Tensor, "r q k"]
     """How many places each token stands behind those of its row of the trunk and, behind these, those that its own row reads;
     negative where it sees nothing of them."""
 
 
+def leftmost(marked: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b q"], Bool[Tensor, "b q"]]:
+    """The marked places of each row from the left on, as wide as the row with the most; False behind the last one."""
+    counts = marked.sum(1, keepdim=True)
+    places = marked.long().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+    return places, torch.arange(places.shape[1], device=marked.device) < counts
+
+
 def _plan(branch: Branch, own: Int[Tensor, "b t"]) -> Plan:
-    """The plan for rows that read the tokens numbered by `own` themselves; -1 elsewhere."""
+    """The plan for rows that read the tokens numbered by `own` themselves, each of which is in one row; -1 elsewhere."""
     order = branch.row.argsort(stable=True)
     own, known = own[order], branch.known[order]
     lines, counts = branch.row[order].unique_consecutive(return_counts=True)
-    lengths = (own >= 0).sum(1, keepdim=True)
-    places = (own >= 0).long().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    places, _ = leftmost(own >= 0)
     number = torch.arange(places.shape[1], device=own.device)
     # Where in its row each token of the trunk stands, if anywhere
     beyond, size = own.shape[1], branch.trunk.states[0][0].shape[-2]
@@ -50,8 +56,9 @@ def _plan(branch: Branch, own: Int[Tensor, "b t"]) -> Plan:
     where = where.scatter(1, torch.where(known >= 0, known, size), torch.arange(beyond, device=own.device).expand_as(known))[:, :size]
     among = torch.where(number <= number[:, None], places[..., None] - places[:, None], -1)
     distance = torch.cat([places[..., None] - where[:, None], among], 2)
-    groups = list(zip(lines.tolist(), counts.tolist(), strict=True))
-    return Plan(groups, own.gather(1, places).clamp_min(0), number < lengths, distance)
+    tokens = own.gather(1, places)
+    found = tokens.flatten().argsort(stable=True)[int((tokens < 0).sum()) :]
+    return Plan(list(zip(lines.tolist(), counts.tolist(), strict=True)), tokens.clamp_min(0), found, distance)
 
 
 class BranchLayer(DynamicLayer):
@@ -116,9 +123,8 @@ def attend(
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value)
     known = layer.trunk_keys.shape[-2]
     out = _shared(weights[..., :known], plan.groups, layer.trunk_values) + weights[..., known:] @ own_value
-    found = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3)[plan.real]
-    back = found.new_zeros(rows * length, *found.shape[1:]).index_copy(0, plan.tokens[plan.real], found)
-    return back.view(rows, length, *found.shape[1:]), None
+    found = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
+    return found.index_select(0, plan.where).view(rows, length, *found.shape[1:]), None
 
 
 def _rows(states: Float[Tensor, "b h t e"], plan: Plan) -> Float[Tensor, "h r q e"]:

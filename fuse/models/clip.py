@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ class CLIP(EmbeddingModel):
     """
 
     branches = True
+    packs = True
 
     def __init__(self, network: Any, tokenizer: Any, image_processor: Any) -> None:
         from fuse.models.attention import BRANCHING
@@ -52,18 +54,16 @@ class CLIP(EmbeddingModel):
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Unit text vectors, pooled where the network itself pools (at the end token)."""
-        from fuse.models.attention import branch_cache
+        from fuse.models.attention import branch_cache, leftmost
 
         if inputs.branch is None:
             return normalize(self._run(inputs.ids, self._causal(inputs), inputs.embeddings).float(), dim=-1)
-        # Each row's own tokens from the left on; behind them stands what nobody looks at
-        read = inputs.mask & (inputs.branch.known < 0)
-        places = read.long().argsort(dim=1, descending=True, stable=True)[:, : int(read.sum(1).max())]
-        line = torch.arange(len(read), device=read.device)[:, None]
-        own = torch.where(read, line * places.shape[1] + read.cumsum(1) - 1, -1)
-        embeddings = None if inputs.embeddings is None else inputs.embeddings[line, places]
-        cache = branch_cache(inputs.branch, own)
-        return normalize(self._run(inputs.ids.gather(1, places), None, embeddings, places, cache).float(), dim=-1)
+        own = inputs.mask & (inputs.branch.known < 0)
+        places, real = leftmost(own)
+        number = torch.where(own, own.flatten().cumsum(0).view(own.shape) - 1, -1)
+        embeddings = None if inputs.embeddings is None else inputs.embeddings[torch.arange(len(own), device=own.device)[:, None], places]
+        cache = branch_cache(inputs.branch, number)
+        return normalize(self._run(inputs.ids.gather(1, places), None, embeddings, places, cache, real).float(), dim=-1)
 
     @torch.no_grad()
     def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
@@ -87,12 +87,18 @@ class CLIP(EmbeddingModel):
         embeddings: Float[Tensor, "b t d"] | None = None,
         places: Int[Tensor, "#b t"] | None = None,
         cache: Any = None,
+        real: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b e"]:
-        """What the network pools; keys and values are added to the cache, if there is one, which may say what is seen."""
+        """What the network pools; keys and values are added to the cache, if there is one, which may say what is seen.
+
+        With `real` the layers read these tokens alone, of all rows one after another.
+        """
+        text = self.network.text_model
         seen = ids.new_ones(1, 1, 1, 1, dtype=torch.bool) if seen is None else seen
         # The network pools at its end token, or at the highest id
-        pooled = (ids == self.network.text_model.eos_token_id) | (ids == ids.amax(1, keepdim=True))
-        with self.reading(embeddings), self._last.only(pooled):
+        pooled = (ids == text.eos_token_id) | (ids == ids.amax(1, keepdim=True))
+        pooled = pooled if real is None else pooled[real][None]
+        with self.reading(embeddings), _packed(text, real), self._last.only(pooled):
             out = self.network.get_text_features(input_ids=ids, attention_mask=seen, position_ids=places, branching=cache, updating=cache)
         return out.pooler_output
 
@@ -102,6 +108,27 @@ class CLIP(EmbeddingModel):
         pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         out = self.network.get_image_features(pixel_values=pixels.to(self.device, self.network.dtype))
         return normalize(out.pooler_output.float(), dim=-1)
+
+
+@contextmanager
+def _packed(text: Any, real: Bool[Tensor, "b t"] | None) -> Iterator[None]:
+    """Within this context the layers of a text tower read the real tokens as one row; it pools its rows again as they are."""
+    if real is None:
+        yield
+        return
+
+    def spread(states: Float[Tensor, "1 n d"]) -> Float[Tensor, "b t d"]:
+        return states.new_zeros(*real.shape, states.shape[-1]).index_put((real,), states[0])
+
+    hooks = (
+        text.embeddings.register_forward_hook(lambda _, __, out: out[real][None]),
+        text.final_layer_norm.register_forward_hook(lambda _, __, out: spread(out)),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def open_image(path: str | Path, key: str = "image") -> Image:
