@@ -52,7 +52,7 @@ def test_backward_pass_equals_autograd_where_the_map_is_exact() -> None:
         y = tproduct(tube, exact)[0].T[:k]
         upstream = torch.randn(k, 5, generator=generator, dtype=torch.float64)
         ((y * upstream).sum() + 0).backward()
-        got = adapter.pull_back(upstream, j)
+        got = adapter.pull_back([upstream], [j])[0]
         assert (got - x.grad).norm() / x.grad.norm() < 1e-5
 
 
@@ -96,7 +96,10 @@ def test_every_word_gets_its_own_slice(linear_world: tuple) -> None:
     assert [w.target for w in words] == [(1, 3), (1, 3), (3, 4), (4, 7), (4, 7), (4, 7)]
     assert [(w.left, w.right) for w in words] == [("", "b"), ("a", ""), ("", ""), ("", "ab"), ("d", "b"), ("da", "")]
     got = adapter.embedding_gradient([ids] * len(ids), range(len(ids)), term)
-    expected = torch.cat([adapter.pull_back(gradient[slice(*span)], span[1] - span[0]) for span in ((1, 3), (3, 4), (4, 7))])
+    spans = ((1, 3), (3, 4), (4, 7))
+    expected = torch.cat([adapter.pull_back([gradient[slice(*span)]], [span[1] - span[0]])[0] for span in spans])
+    together = adapter.pull_back([gradient[slice(*span)] for span in spans], [span[1] - span[0] for span in spans])
+    torch.testing.assert_close(torch.cat(together), expected)
     torch.testing.assert_close(got, expected)
     assert len({tuple(g) for g in got.tolist()}) == len(ids)
 
@@ -104,8 +107,8 @@ def test_every_word_gets_its_own_slice(linear_world: tuple) -> None:
 def test_words_without_a_map_take_the_nearest_and_nothing_random(linear_world: tuple) -> None:
     adapter, _ = linear_world
     gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
-    got = adapter.pull_back(gradient, 6)
-    torch.testing.assert_close(got[:3], adapter.pull_back(gradient[:3], 3))
+    (got,) = adapter.pull_back([gradient], [6])
+    torch.testing.assert_close(got[:3], adapter.pull_back([gradient[:3]], [3])[0])
     torch.testing.assert_close(got[3:], got[2].expand(3, -1))
 
 

@@ -126,24 +126,27 @@ class FuseAdapter(Adapter):
         read = None if point == "current" else [self.target.point(point).expand(len(place), -1) for place in places.values()]
         found = target.gradient([e for e, _ in places], list(places.values()), read).embedding
         gradient = dict(zip(places, found, strict=True))
-        return torch.stack(
-            [
-                self.pull_back(gradient[e, word.target][: word.target[1] - word.target[0]], word.source[1] - word.source[0])[
-                    position - word.source[0]
-                ]
-                for e, word, position in zip(encoded, words, positions, strict=True)
-            ]
-        )
+        by_target = [gradient[e, word.target][: word.target[1] - word.target[0]] for e, word in zip(encoded, words, strict=True)]
+        by_source = self.pull_back(by_target, [word.source[1] - word.source[0] for word in words])
+        return torch.stack([slices[position - word.source[0]] for slices, word, position in zip(by_source, words, positions, strict=True)])
 
-    def pull_back(self, gradient: Float[Tensor, "k p"], j: int) -> Float[Tensor, "j d"]:
-        """A word's gradient by its k target tokens, as its gradient by its j source tokens."""
-        near = min(self.jacobians, key=lambda case: (abs(case[0] - j) + abs(case[1] - len(gradient)), case))
-        jacobian = self.jacobians[near]
-        tube = gradient.new_zeros(1, gradient.shape[1], jacobian.shape[-1])
-        kept = gradient[: near[1]]
-        tube[0, :, : len(kept)] = kept.T
-        slices = tproduct(tube, ttranspose(jacobian))[0].T[: near[0]]
-        return slices[torch.arange(j).clamp_max(len(slices) - 1)]
+    def pull_back(self, gradients: Sequence[Float[Tensor, "_ p"]], lengths: Sequence[int]) -> list[Float[Tensor, "_ d"]]:
+        """The gradients [k p] of words by their target tokens, as those [j d] by their source tokens, with j of `lengths`."""
+        near = [
+            min(self.jacobians, key=lambda case: (abs(case[0] - j) + abs(case[1] - len(gradient)), case))
+            for gradient, j in zip(gradients, lengths, strict=True)
+        ]
+        found: dict[int, Float[Tensor, "_ d"]] = {}
+        for case in dict.fromkeys(near):
+            words = [i for i, other in enumerate(near) if other == case]
+            jacobian = self.jacobians[case]
+            tubes = gradients[0].new_zeros(len(words), jacobian.shape[1], jacobian.shape[-1])
+            for tube, i in zip(tubes, words, strict=True):
+                kept = gradients[i][: case[1]]
+                tube[:, : len(kept)] = kept.T
+            slices = tproduct(tubes, ttranspose(jacobian)).mT
+            found |= {i: of[torch.arange(lengths[i]).clamp_max(case[0] - 1)] for i, of in zip(words, slices, strict=True)}
+        return [found[i] for i in range(len(near))]
 
 
 class _CaseFit:
