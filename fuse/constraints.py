@@ -54,6 +54,8 @@ class Constraints:
         """Whether a row of allowed tokens, and the text that it spells, obey what no single token tells."""
         if self.words and len(text.split()) != len(row):
             return False
+        if not (self.block or self.allow):
+            return True
         lowered = text.casefold()
         if any(re.search(rf"(?<!\w){re.escape(blocked.casefold())}(?!\w)", lowered) for blocked in _texts(self.block)):
             return False

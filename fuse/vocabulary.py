@@ -81,7 +81,8 @@ class Vocabulary:
         if not texts:
             return []
         # `verbose` would warn of texts over the model's length, which we refuse ourselves
-        out = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        unread = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        out = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **unread)
         return [(tuple(ids), offsets) for ids, offsets in zip(out.input_ids, out.offset_mapping, strict=True)]
 
     def encode_ids(self, texts: Sequence[str]) -> list[Ids]:
