@@ -1,9 +1,10 @@
 """What one step costs on paper: a language model of 7 billion weights and the text tower of CLIP ViT-L/14, on one GPU.
 
 Every part is bounded by its operations or by the memory that it moves, whichever takes longer: the weights once a pass,
-the keys and values that rows go on from once a row. --tflops and --bandwidth are what is reached, not what is promised:
-the defaults are 60% of an H200's data sheet in bfloat16, the share that `benchmarks/speed.py` measures on a core.
-With --measure the same sums are held against real steps of a small model on this machine, at its measured speeds.
+the keys and values that candidates go on from once for each row of the beam. --tflops and --bandwidth are what is reached,
+not what is promised: the defaults are 60% of an H200's data sheet in bfloat16, a share that `benchmarks/speed.py` finds
+reached on a core. With --measure the same sums are held against real steps of a small model on this machine, at its
+measured speeds.
 
     python benchmarks/scale.py
 """
@@ -55,11 +56,11 @@ def main() -> None:
     for method, beam, new, moved in (("gcg", 1, s / 2, s), ("autodan", options.beam, 0, 1)):
         parts = {
             # An appended token is foretold by the beam's own pass
-            "LM, candidates": step_part(LM, n * new, n if new else 0, p + s / 2, n * new),
+            "LM, candidates": step_part(LM, n * new, beam, p + s / 2, n * new),
             "LM, beam": step_part(LM, beam * moved, beam, p + s, beam * moved),
             # Forth and back
             "LM, gradient": step_part(LM, 3 * beam * moved, beam, p, 3 * beam * moved),
-            "CLIP, candidates": step_part(CLIP, n * max(new, 2), n, s, 0),
+            "CLIP, candidates": step_part(CLIP, n * max(new, 2), beam, s, 0),
             "CLIP, gradient": step_part(CLIP, 3 * beam * max(moved, 2), beam, 0, 0),
         }
         rows += [cell(method, name, *of, speed, bandwidth) for name, of in parts.items()]

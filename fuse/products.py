@@ -1,7 +1,7 @@
 """Products of points with fixed matrices, which CPUs do in half the time with the copies that oneDNN makes of these.
 
 A copy holds a matrix in the order in which oneDNN's kernels read it. It is made at the first product, and anew where the
-matrix has changed.
+matrix has changed; torch cannot tell of numbers that were written through `.data`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAYER, SLOPE, TABLE = 1 << 22, 1 << 20, 1 << 26
 @cache
 def _onednn() -> bool:
     """Whether torch has the products with reordered weights that its compiler uses, and they work here."""
-    points, matrix = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
+    points, matrix = (torch.ones(lines, 3, dtype=torch.float32, device="cpu").cumsum(0) for lines in (2, 4))
     try:
         copy = torch.ops.mkldnn._reorder_linear_weight(matrix)
         return torch.equal(torch.ops.mkldnn._linear_pointwise(points, copy, None, "none", [], ""), points @ matrix.T)
@@ -43,9 +43,13 @@ class Copies:
         """The matrix that the copies were made of, and how often it had been written to."""
         self._made: dict[tuple[int, int, bool], Tensor] = {}
 
+    def __reduce__(self) -> tuple[type[Copies], tuple[()]]:
+        """A network that is copied or saved makes its own."""
+        return Copies, ()
+
     def serve(self, points: Tensor, matrix: Tensor, most: int) -> bool:
         """Whether there are copies for such points of such a matrix, if it has at most so many numbers."""
-        fixed = not (matrix.requires_grad or matrix.is_inference())
+        fixed = type(matrix) in (Tensor, torch.nn.Parameter) and not (matrix.requires_grad or matrix.is_inference())
         kind = points.dtype == matrix.dtype == torch.float32 and points.device.type == "cpu"
         return fixed and kind and matrix.numel() <= most and _onednn()
 
@@ -53,13 +57,20 @@ class Copies:
         self, points: Float[Tensor, "*n i"], matrix: Tensor, bias: Tensor | None, turned: bool, lines: slice
     ) -> Float[Tensor, "*n o"]:
         """points @ matrix[lines].T + bias, or points @ matrix[lines] + bias if the matrix is `turned`."""
-        if self._of is None or (self._of[0].data_ptr(), self._of[1]) != (matrix.data_ptr(), matrix._version):
+        if not self._known(matrix):
             self._of, self._made = (matrix.detach(), matrix._version), {}
         key = lines.start, lines.stop, turned
         if key not in self._made:
             part = matrix.detach()[lines]
             self._made[key] = torch.ops.mkldnn._reorder_linear_weight(part.T if turned else part)
         return torch.ops.mkldnn._linear_pointwise(points, self._made[key], bias, "none", [], "")
+
+    def _known(self, matrix: Tensor) -> bool:
+        """Whether the copies are of this matrix as it is."""
+        if self._of is None:
+            return False
+        old, version = self._of
+        return version == matrix._version and all(of(old) == of(matrix) for of in (Tensor.data_ptr, Tensor.stride, Tensor.size))
 
 
 class _Affine(torch.autograd.Function):
@@ -79,19 +90,15 @@ class _Affine(torch.autograd.Function):
         return copies.times(slope, matrix, None, not turned, slice(0, len(matrix))), None, None, None, None
 
 
-class Affine:
-    """The product of a layer: points @ weight.T + bias, or points @ weight + bias if its weight is `turned`."""
-
-    def __init__(self, layer: Any, turned: bool) -> None:
-        self._layer, self._turned, self._copies = layer, turned, Copies()
-
-    def __call__(self, points: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        weight, bias = self._layer.weight, self._layer.bias
-        if not self._copies.serve(points, weight, LAYER):
-            return linear(points, weight.T if self._turned else weight, bias)
-        if points.requires_grad and torch.is_grad_enabled():
-            return _Affine.apply(points, self._copies, weight, bias, self._turned)
-        return self._copies.times(points, weight, bias, self._turned, slice(0, len(weight)))
+def affine(
+    points: Float[Tensor, "*n i"], weight: Tensor, bias: Float[Tensor, " o"] | None, turned: bool, copies: Copies
+) -> Float[Tensor, "*n o"]:
+    """A layer's points @ weight.T + bias, or points @ weight + bias if its weight is `turned`."""
+    if not copies.serve(points, weight, LAYER):
+        return linear(points, weight.T if turned else weight, bias)
+    if points.requires_grad and torch.is_grad_enabled():
+        return _Affine.apply(points, copies, weight, bias, turned)
+    return copies.times(points, weight, bias, turned, slice(0, len(weight)))
 
 
 class Table:

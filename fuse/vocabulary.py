@@ -157,7 +157,8 @@ class Vocabulary:
         """The allowed token whose embedding is the closest to each point."""
         # The smallest |p - e|^2 is the largest p . e - |e|^2 / 2
         handicap = torch.where(allowed, -self._half_squares, -torch.inf)
-        return self.table.inner_products(points.float()).add_(handicap).argmax(-1)
+        table = self.table if self.embedding.dtype == torch.float32 else Table(self.embedding.float())
+        return table.inner_products(points.float()).add_(handicap).argmax(-1)
 
     @cached_property
     def _half_squares(self) -> Float[Tensor, " v"]:

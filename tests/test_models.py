@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import fuse
 from fuse.guide import Guide
+from fuse.models.layers import LastFeedForward, quickened
 from fuse.vocabulary import Vocabulary
 
 
@@ -71,6 +74,36 @@ def test_next_tokens_of_rows_that_begin_one_another_are_those_of_each_alone(lm: 
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
+class Block(torch.nn.Module):
+    """A layer that may mix tokens behind its feed-forward part."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.mlp, self.mixes = torch.nn.Linear(4, 4), mixes
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        states = states + self.mlp(states)
+        return states.cumsum(1) if self.mixes else states
+
+
+@pytest.mark.parametrize(("mixes", "rounds", "narrowed"), [(False, 1, True), (True, 1, False), (False, 2, False)])
+def test_what_others_read_on_from_is_left_whole(mixes: bool, rounds: int, narrowed: bool, generator: torch.Generator) -> None:
+    layers = torch.nn.Sequential(Block(True), Block(mixes)).requires_grad_(False)
+    states = torch.randn(1, 5, 4, generator=generator)
+
+    def outputs() -> torch.Tensor:
+        found = states
+        for _ in range(rounds):
+            found = layers(found)
+        return found[:, -1]
+
+    last = LastFeedForward(layers, 2, outputs)
+    assert (last._module is not None) == narrowed
+    whole = outputs()
+    with last.only(slice(None), torch.tensor([4])):
+        torch.testing.assert_close(outputs(), whole)
+
+
 @pytest.mark.parametrize("kind", ["lm", "clip"])
 def test_the_last_layer_computes_what_is_read(request: pytest.FixtureRequest, kind: str, house: torch.Tensor) -> None:
     """Its feed-forward part sees the place before each token of a label, and the end of each text, and no more."""
@@ -90,3 +123,30 @@ def test_the_last_layer_computes_what_is_read(request: pytest.FixtureRequest, ki
     # A batch of rows whose labels stand at other places reads all of these places in each
     assert one_by_one <= seen[0] <= 2 * one_by_one
     assert seen[1:] == seen[:1]
+
+
+def test_a_network_goes_when_nobody_holds_it() -> None:
+    network = quickened(torch.nn.Sequential(torch.nn.Linear(4, 4)).requires_grad_(False))
+    network(torch.ones(2, 4))
+    weight = weakref.ref(network[0].weight)
+    gc.disable()
+    try:
+        del network
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_nearest_tokens_in_any_type(lm: fuse.CausalLM, dtype: torch.dtype) -> None:
+    vocabulary = Vocabulary(lm.vocabulary.tokenizer, lm.vocabulary.embedding.to(dtype), 64)
+    tokens = torch.tensor([[300, 500], [700, 900]])
+    assert torch.equal(vocabulary.nearest(vocabulary.embedding[tokens], vocabulary.allowed), tokens)
+
+
+@pytest.mark.parametrize("method", [fuse.PEZ(steps=2), fuse.GCG(steps=2, search_width=8)], ids=["pez", "gcg"])
+def test_searches_in_a_half_type(method: fuse.PEZ | fuse.GCG) -> None:
+    lm = fuse.CausalLM.load(str(ROOT / "fuse/demo/lm"), dtype=torch.bfloat16)
+    result = fuse.search(fuse.Objective(fuse.Term(lm, fuse.NLL())), method, init="A red house")
+    assert result.steps == 2
+    assert result.loss == fuse.Objective(fuse.Term(lm, fuse.NLL())).evaluate_text(result.prompt)[0]

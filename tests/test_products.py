@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from fuse import products
+from fuse.models.layers import FIXED, quickened
 from fuse.models.output import LINES, Contexts, OutputLayer
-from fuse.products import PIECE, Affine, Table
+from fuse.products import PIECE, Table
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 5, 3), (0, 3)])
@@ -28,8 +30,8 @@ def test_inner_products_equal_the_plain_product(shape: tuple[int, ...], size: in
 def test_a_layer_is_what_it_was(turned: bool, slopes: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "SLOPE", products.SLOPE if slopes else 0)
     layer: Any = Conv1D(6, 4) if turned else torch.nn.Linear(4, 6)
-    layer.requires_grad_(False)
-    quick = Affine(layer, turned)
+    quick = quickened(torch.nn.Sequential(deepcopy(layer.requires_grad_(False))))[0]
+    assert type(quick) is FIXED[type(layer)]
 
     def check() -> None:
         points = torch.randn(2, 3, 4, generator=generator).to(layer.weight).requires_grad_()
@@ -39,13 +41,23 @@ def test_a_layer_is_what_it_was(turned: bool, slopes: bool, generator: torch.Gen
         torch.testing.assert_close(found, wanted)
 
     check()
+    for one in (quick, layer):
+        one.weight.mul_(2)
+    check()
+    other = torch.randn(layer.weight.shape, generator=generator)
+    for one in (quick, layer):
+        one.weight.data = other.clone()
+    check()
+    for one in (quick, layer):
+        one.double()
+    check()
+    for one in (quick, layer):
+        one.float()
+    check()
+    quick = deepcopy(quick)
+    check()
+    quick.weight.mul_(2)
     layer.weight.mul_(2)
-    check()
-    layer.weight.data = torch.randn(layer.weight.shape, generator=generator)
-    check()
-    layer.double()
-    check()
-    layer.float()
     check()
 
 

@@ -94,7 +94,7 @@ def attend(
     query: Float[Tensor, "b h q e"],
     key: Float[Tensor, "b g k e"],
     value: Float[Tensor, "b g k e"],
-    mask: Tensor | None,
+    attention_mask: Tensor | None,
     *,
     branching: Cache | None = None,
     updating: Cache | None = None,
@@ -109,7 +109,7 @@ def attend(
         key, value = updating.update(key, value, module.layer_idx)
     layer = None if branching is None else branching.layers[module.layer_idx]
     if layer is None or not isinstance(layer, BranchLayer):
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     assert key is layer.keys, "the attention has to read what the cache returns"
     plan, (rows, _, length, width) = layer.plan, query.shape
     scaled = query * (width**-0.5 if scaling is None else scaling)

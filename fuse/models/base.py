@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.products import Affine
+from fuse.models.layers import quickened
 from fuse.types import Ids, Inputs, Trunk
 from fuse.vocabulary import Template, Vocabulary, pad
 
@@ -30,7 +30,7 @@ SAMPLED = 64
 
 
 class Model(ABC):
-    """A frozen network in evaluation mode with its vocabulary."""
+    """A frozen network in evaluation mode with its vocabulary, for one thread at a time."""
 
     branches = False
     """Whether the model goes on from the `Trunk` that `read` makes, reading no token before the branch again."""
@@ -47,7 +47,7 @@ class Model(ABC):
         head: Ids | None = None,
         tail: Ids | None = None,
     ) -> None:
-        self.network = _quickened(network.eval().requires_grad_(False))
+        self.network = quickened(network.eval().requires_grad_(False))
         self.embedding_layer = embedding_layer
         weight = embedding_layer.weight
         with torch.no_grad():
@@ -124,26 +124,6 @@ class EmbeddingModel(VectorModel):
                 limit = self.vocabulary.max_length
                 raise FuseError(f"target={text[:40]!r}...: {len(row.ids)} tokens, expected at most {limit}; shorten it")
         return self.vector(pad(rows, self.device))
-
-
-def _quickened(network: Any) -> Any:
-    """The same network, with quicker ways to the same results: torch's own gelu in the place of six passes over memory, and `Affine`.
-
-    The output layer is left alone, since `Table` does its products, and so is what looks at pictures, which it does but once.
-    """
-    from transformers.activations import ACT2FN, NewGELUActivation
-    from transformers.pytorch_utils import Conv1D
-
-    last = getattr(network, "get_output_embeddings", lambda: None)()
-    for path, module in list(network.named_modules()):
-        for name, child in module.named_children():
-            if type(child) is NewGELUActivation:
-                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
-        # Whoever has put a forward pass of his own there moves weights about
-        plain = type(module) in (torch.nn.Linear, Conv1D) and "forward" not in vars(module)
-        if plain and module is not last and path.partition(".")[0] not in ("vision_model", "visual"):
-            module.forward = Affine(module, turned=type(module) is Conv1D)
-    return network
 
 
 def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from fuse.models.attention import BRANCHING, branch_cache, whole_cache
 from fuse.models.base import Model, load_network, load_pretrained
-from fuse.models.feed_forward import LastFeedForward
+from fuse.models.layers import LastFeedForward
 from fuse.models.output import Contexts, OutputLayer, widened
 from fuse.products import Table
 from fuse.types import Inputs, Trunk
@@ -45,8 +45,10 @@ class CausalLM(Model):
         super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
         self._head_is_last: bool | None = None
         """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
-        layers = DynamicCache(config=network.config).layers
-        self.branches = all(isinstance(layer, DynamicLayer) for layer in layers)
+        layers, decoder = DynamicCache(config=network.config).layers, network.get_decoder()
+        # What a convolution has read stands in no cache of keys and values
+        kept = not any(isinstance(module, torch.nn.Conv1d) for module in decoder.modules())
+        self.branches = kept and all(isinstance(layer, DynamicLayer) for layer in layers)
         self._windows = [getattr(layer, "sliding_window", None) for layer in layers]
         text = network.config.get_text_config()
         # In chunks tokens see what stands in the same one, by the masks of the network itself
@@ -58,7 +60,10 @@ class CausalLM(Model):
         self._cache_name = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
         if self.packs:
             network.set_attn_implementation(BRANCHING)
-        self._last = LastFeedForward(network.get_decoder(), text.num_hidden_layers)
+        if getattr(text, "output_router_logits", False):
+            text.output_router_logits = False  # of interest in training alone, where all of them are there
+        some = torch.arange(4, device=self.device)[None]
+        self._last = LastFeedForward(decoder, text.num_hidden_layers, lambda: network(input_ids=some, use_cache=False).logits[:, -1])
         # Whether the output table is the very table that the embedding layer returns
         head = network.get_output_embeddings()
         self.tied = head.weight.shape == self.vocabulary.embedding.shape and torch.equal(head.weight, self.vocabulary.embedding)

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, load_network, load_pretrained
-from fuse.models.feed_forward import LastFeedForward
+from fuse.models.layers import LastFeedForward
 from fuse.types import Inputs, Trunk
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class CLIP(EmbeddingModel):
         length = network.config.text_config.max_position_embeddings
         super().__init__(network, tokenizer, network.text_model.get_input_embeddings(), length)
         self.image_processor = image_processor
-        self._last = LastFeedForward(text, len(text.encoder.layers))
+        some = torch.arange(4, device=self.device)[None]
+        self._last = LastFeedForward(text, len(text.encoder.layers), lambda: text(input_ids=some).last_hidden_state[:, -1])
 
     @classmethod
     def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CLIP:

@@ -48,7 +48,8 @@ class OutputLayer:
             parts = []
             for part, block in self.table.pieces(states):
                 logits = widened(block if self.bias is None else block.add_(self.bias[part]))
-                top = logits.amax(-1, keepdim=True)
+                # The least number in the place of -inf, where all of them are
+                top = logits.amax(-1, keepdim=True).clamp_min(torch.finfo(logits.dtype).min)
                 parts.append(logits.sub_(top).exp_().sum(-1).log_() + top[:, 0])
             found.append(torch.stack(parts).logsumexp(0))
         return torch.cat(found)
