@@ -157,8 +157,9 @@ class Vocabulary:
         """The allowed token whose embedding is the closest to each point."""
         # The smallest |p - e|^2 is the largest p . e - |e|^2 / 2
         handicap = torch.where(allowed, -self._half_squares, -torch.inf)
-        table = self.table if self.embedding.dtype == torch.float32 else Table(self.embedding.float())
-        return table.inner_products(points.float()).add_(handicap).argmax(-1)
+        points, plain = points.float(), self.embedding.dtype == torch.float32
+        products = self.table.inner_products(points) if plain else points @ self.embedding.float().T
+        return products.add_(handicap).argmax(-1)
 
     @cached_property
     def _half_squares(self) -> Float[Tensor, " v"]:

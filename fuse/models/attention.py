@@ -43,12 +43,13 @@ def leftmost(marked: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b q"], Bool[Tens
     return places, torch.arange(places.shape[1], device=marked.device) < counts
 
 
-def _plan(branch: Branch, own: Int[Tensor, "b t"]) -> Plan:
-    """The plan for rows that read the tokens numbered by `own` themselves, each of which is in one row; -1 elsewhere."""
+def _plan(branch: Branch, own: Bool[Tensor, "b t"]) -> Plan:
+    """The plan for rows that read their `own` tokens themselves, which are numbered row after row."""
     order = branch.row.argsort(stable=True)
+    numbers = (own.flatten().cumsum(0).view(own.shape) - 1)[order]
     own, known = own[order], branch.known[order]
     lines, counts = branch.row[order].unique_consecutive(return_counts=True)
-    places, _ = leftmost(own >= 0)
+    places, real = leftmost(own)
     number = torch.arange(places.shape[1], device=own.device)
     # Where in its row each token of the trunk stands, if anywhere
     beyond, size = own.shape[1], branch.trunk.states[0][0].shape[-2]
@@ -56,7 +57,7 @@ def _plan(branch: Branch, own: Int[Tensor, "b t"]) -> Plan:
     where = where.scatter(1, torch.where(known >= 0, known, size), torch.arange(beyond, device=own.device).expand_as(known))[:, :size]
     among = torch.where(number <= number[:, None], places[..., None] - places[:, None], -1)
     distance = torch.cat([places[..., None] - where[:, None], among], 2)
-    tokens = own.gather(1, places)
+    tokens = torch.where(real, numbers.gather(1, places), -1)
     found = tokens.flatten().argsort(stable=True)[int((tokens < 0).sum()) :]
     return Plan(list(zip(lines.tolist(), counts.tolist(), strict=True)), tokens.clamp_min(0), found, distance)
 
@@ -70,8 +71,8 @@ class BranchLayer(DynamicLayer):
         self.trunk_keys, self.trunk_values = branch.trunk.states[layer]
 
 
-def branch_cache(branch: Branch, own: Int[Tensor, "b t"], windows: Sequence[int | None] = ()) -> Cache:
-    """What a batch goes on from that reads the tokens numbered by `own`, for the attention BRANCHING alone.
+def branch_cache(branch: Branch, own: Bool[Tensor, "b t"], windows: Sequence[int | None] = ()) -> Cache:
+    """What a batch goes on from that reads its rows' `own` tokens, one row after another, for the attention BRANCHING alone.
 
     Where a layer has a window, each token sees so many places, its own one included.
     """

@@ -93,11 +93,8 @@ class Model(ABC):
         if embeddings is None:
             yield
             return
-        handle = self.embedding_layer.register_forward_hook(lambda *_: embeddings)
-        try:
+        with self.embedding_layer.register_forward_hook(lambda *_: embeddings):
             yield
-        finally:
-            handle.remove()
 
 
 class VectorModel(Model):

@@ -133,10 +133,9 @@ class CausalLM(Model):
     def _run_packed(self, rows: Inputs, new: Bool[Tensor, "u t"], asked: Bool[Tensor, "u t"]) -> States:
         """The states after the positions `asked`: the tokens at `new` of all rows, one after another, are read as one row."""
         assert rows.branch is not None
-        number = torch.where(new, new.flatten().cumsum(0).view(new.shape) - 1, -1)
         embeddings = None if rows.embeddings is None else rows.embeddings[new][None]
-        cache = branch_cache(rows.branch, number, self._windows)
-        hidden, logits = self._run(rows.ids[new][None], None, embeddings, cache, number[asked], new.nonzero()[None, :, 1])
+        cache = branch_cache(rows.branch, new, self._windows)
+        hidden, logits = self._run(rows.ids[new][None], None, embeddings, cache, asked[new].nonzero()[:, 0], new.nonzero()[None, :, 1])
         return hidden[0], None if logits is None else logits[0]
 
     def _run_padded(self, rows: Inputs, asked: Bool[Tensor, "u t"]) -> States:
@@ -199,13 +198,9 @@ class CausalLM(Model):
             hidden.append(arguments[0])
             return (arguments[0][:, :0],) if self._head_is_last else arguments
 
-        hooks = head.register_forward_pre_hook(catch), head.register_forward_hook(lambda _, __, out: said.append(out))
-        try:
-            with self.reading(embeddings), self._last.only(slice(None), columns):
-                out = self.network(input_ids=ids, logits_to_keep=columns, use_cache=cache is not None, **options)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        hear = head.register_forward_hook(lambda _, __, out: said.append(out))
+        with head.register_forward_pre_hook(catch), hear, self.reading(embeddings), self._last.only(slice(None), columns):
+            out = self.network(input_ids=ids, logits_to_keep=columns, use_cache=cache is not None, **options)
         if self._head_is_last:
             return hidden[0], None
         if self._head_is_last is None:

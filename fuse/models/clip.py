@@ -61,9 +61,8 @@ class CLIP(EmbeddingModel):
             return normalize(self._run(inputs.ids, self._causal(inputs), inputs.embeddings).float(), dim=-1)
         own = inputs.mask & (inputs.branch.known < 0)
         places, real = leftmost(own)
-        number = torch.where(own, own.flatten().cumsum(0).view(own.shape) - 1, -1)
         embeddings = None if inputs.embeddings is None else inputs.embeddings[torch.arange(len(own), device=own.device)[:, None], places]
-        cache = branch_cache(inputs.branch, number)
+        cache = branch_cache(inputs.branch, own)
         return normalize(self._run(inputs.ids.gather(1, places), None, embeddings, places, cache, real).float(), dim=-1)
 
     @torch.no_grad()
@@ -121,15 +120,9 @@ def _packed(text: Any, real: Bool[Tensor, "b t"] | None) -> Iterator[None]:
     def spread(states: Float[Tensor, "1 n d"]) -> Float[Tensor, "b t d"]:
         return states.new_zeros(*real.shape, states.shape[-1]).index_put((real,), states[0])
 
-    hooks = (
-        text.embeddings.register_forward_hook(lambda _, __, out: out[real][None]),
-        text.final_layer_norm.register_forward_hook(lambda _, __, out: spread(out)),
-    )
-    try:
+    gather = text.embeddings.register_forward_hook(lambda _, __, out: out[real][None])
+    with gather, text.final_layer_norm.register_forward_hook(lambda _, __, out: spread(out)):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def open_image(path: str | Path, key: str = "image") -> Image:

@@ -85,32 +85,23 @@ class LastFeedForward:
             shapes.append(states.shape)
             return (states[there(states.device)],)
 
-        def widen(_: Any, __: Any, out: Any) -> Any:
-            found, *others = out if isinstance(out, tuple) else (out,)
+        def widen(found: Tensor) -> Tensor:
             whole = found.new_zeros(shapes.pop())
             whole[there(found.device)] = found
-            return (whole, *others) if isinstance(out, tuple) else whole
+            return whole
 
-        hooks = self._module.register_forward_pre_hook(narrow), self._module.register_forward_hook(widen)
-        try:
+        with self._module.register_forward_pre_hook(narrow), _changing(self._module, widen):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 @torch.no_grad()
 def _ends(module: Any, outputs: Callable[[], Tensor]) -> bool:
     """Whether the last token's outputs are the same to the bit where a module says nothing of the other tokens."""
-
-    def silence(_: Any, __: Any, out: Any) -> Any:
-        found, *others = out if isinstance(out, tuple) else (out,)
-        found = torch.cat([torch.zeros_like(found[:, :-1]), found[:, -1:]], 1)
-        return (found, *others) if isinstance(out, tuple) else found
-
     wanted = outputs()
-    hook = module.register_forward_hook(silence)
-    try:
+    with _changing(module, lambda found: torch.cat([torch.zeros_like(found[:, :-1]), found[:, -1:]], 1)):
         return torch.equal(outputs(), wanted)
-    finally:
-        hook.remove()
+
+
+def _changing(module: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A hook that changes the states that a module returns, alone or before others, for as long as its context lasts."""
+    return module.register_forward_hook(lambda _, __, out: (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out))
