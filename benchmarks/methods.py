@@ -1,7 +1,9 @@
-"""Every method with every strategy that it goes with, on pictures that no training saw, with the default settings.
+"""Every method with every strategy that it goes with, on pictures that no training saw, with the
+default settings.
 
-words: share of the words of a right caption that were found. clip_cosine: of the prompt and the picture. perplexity: of
-the prompt under the language model. seconds: the search itself, median. `embedding` is given the same objective.
+words: share of the words of a right caption that were found. clip_cosine: of the prompt and the
+picture. perplexity: of the prompt under the language model. seconds: the search itself, median.
+`embedding` is given the same objective.
 
     python benchmarks/methods.py --pictures 40
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 from pictures import cost, draw, search_all, words
 from runs import Models, Row, arguments, mean, show
 
-from fuse.methods import METHODS
+from fuse.registry import METHODS
 
 STRATEGIES = ("greedy", "beam", "uniform_cost")
 
@@ -30,16 +32,32 @@ def main() -> None:
         verbose={"action": "store_true", "help": "show every prompt"},
     )
     pairs = [
-        (m, s) for m in options.methods.split(",") for s in options.strategies.split(",") if s == "greedy" or not METHODS[m].greedy_only
+        (m, s)
+        for m in options.methods.split(",")
+        for s in options.strategies.split(",")
+        if s == "greedy" or not METHODS[m].greedy_only
     ]
     models: Models = {}
     with tempfile.TemporaryDirectory() as folder:
-        scenes = [draw(seed, Path(folder)) for seed in range(options.first, options.first + options.pictures)]
-        rows = [measure(*pair, scenes, options.overrides.split(), models, options.verbose) for pair in pairs]
+        scenes = [
+            draw(seed, Path(folder))
+            for seed in range(options.first, options.first + options.pictures)
+        ]
+        rows = [
+            measure(*pair, scenes, options.overrides.split(), models, options.verbose)
+            for pair in pairs
+        ]
     show(f"{options.pictures} held-out pictures", rows, options.json)
 
 
-def measure(method: str, strategy: str, scenes: list[dict], overrides: list[str], models: Models, verbose: bool) -> Row:
+def measure(
+    method: str,
+    strategy: str,
+    scenes: list[dict],
+    overrides: list[str],
+    models: Models,
+    verbose: bool,
+) -> Row:
     """One row of the table."""
     chosen = [f"method={method}", f"strategy={strategy}", "secondary=[demo_clip]", *overrides]
     results = search_all(f"{method} {strategy}", scenes, chosen, models, verbose)

@@ -20,13 +20,29 @@ Found = list[tuple[Result, dict]]
 
 
 def draw(seed: int, folder: Path, seen: bool = False) -> dict:
-    """One picture, FOLDER/SEED.png, by the script that users have; of a combination that no training saw, unless `seen`."""
-    command = [sys.executable, str(ROOT / "scripts/draw_scene.py"), "--seed", str(seed), "--out", str(folder)]
-    subprocess.run(command if seen else [*command, "--heldout"], check=True, stdout=subprocess.DEVNULL)
-    return {"image": str(folder / f"{seed}.png"), **json.loads((folder / f"{seed}.json").read_text())}
+    """One picture, FOLDER/SEED.png, by the script that users have; of a combination that no
+    training saw, unless `seen`.
+    """
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/draw_scene.py"),
+        "--seed",
+        str(seed),
+        "--out",
+        str(folder),
+    ]
+    subprocess.run(
+        command if seen else [*command, "--heldout"], check=True, stdout=subprocess.DEVNULL
+    )
+    return {
+        "image": str(folder / f"{seed}.png"),
+        **json.loads((folder / f"{seed}.json").read_text()),
+    }
 
 
-def search_all(name: str, scenes: Sequence[dict], overrides: Sequence[str], models: Models, verbose: bool) -> Found:
+def search_all(
+    name: str, scenes: Sequence[dict], overrides: Sequence[str], models: Models, verbose: bool
+) -> Found:
     """The search of every scene; what is found is shown, after the run's name, if `verbose`."""
     results = []
     for scene in scenes:
@@ -34,7 +50,11 @@ def search_all(name: str, scenes: Sequence[dict], overrides: Sequence[str], mode
         results.append((result, scene))
         if verbose:
             recall, exact = found(result.prompt, scene)
-            print(f"{name} {recall:.2f} {exact:.2f} {result.seconds:.1f}s | {result.prompt} | {scene['caption']}", flush=True)
+            print(
+                f"{name} {recall:.2f} {exact:.2f} {result.seconds:.1f}s | "
+                f"{result.prompt} | {scene['caption']}",
+                flush=True,
+            )
     return results
 
 
@@ -52,7 +72,9 @@ def cost(results: Found) -> Row:
 
 
 def found(prompt: str, scene: dict) -> tuple[float, float]:
-    """The share of right words found, and the share of right ones among all that were found (0 if none was)."""
-    told = set(re.findall(r"[a-z]+", prompt.lower()))
-    right, wrong = len(told & set(scene["words"])), len(told & set(scene["wrong"]))
+    """The share of right words found, and the share of right ones among all that were found (0 if
+    none was).
+    """
+    words_found = set(re.findall(r"[a-z]+", prompt.lower()))
+    right, wrong = len(words_found & set(scene["words"])), len(words_found & set(scene["wrong"]))
     return right / len(scene["words"]), right / (right + wrong) if right + wrong else 0.0

@@ -1,4 +1,6 @@
-"""What the benchmarks share: runs of the command line's own configuration in this process, and tables."""
+"""What the benchmarks share: runs of the command line's own configuration in this process, and
+tables.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,19 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import find_prompt  # noqa: E402, F401  (registers the resolvers of the configuration)
-from fuse import Result, Task, console  # noqa: E402
-from fuse.build import build  # noqa: E402
-from fuse.terms import Models  # noqa: E402
+from fuse import Result, Search  # noqa: E402
+from fuse.app import console  # noqa: E402
+from fuse.app.build import build  # noqa: E402
+from fuse.app.terms import Models  # noqa: E402
 
 Row = dict[str, Any]
 
 
 def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Namespace:
     """The command line of a benchmark: its own options, `--threads` and `--json FILE`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, settings in options.items():
         parser.add_argument(f"--{name}", **settings)
     parser.add_argument("--threads", type=int, default=2, help="threads of every model (default 2)")
@@ -38,7 +43,7 @@ def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Na
     return parsed
 
 
-def build_run(*overrides: str, models: Models | None = None) -> Task:
+def build_run(*overrides: str, models: Models | None = None) -> Search:
     """The search of `python find_prompt.py OVERRIDES`, not yet begun."""
     console.quiet_libraries()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
@@ -47,8 +52,10 @@ def build_run(*overrides: str, models: Models | None = None) -> Task:
 
 
 def find(*overrides: str, models: Models | None = None) -> Result:
-    """What `python find_prompt.py OVERRIDES` finds; models that an earlier call put into `models` are not loaded again."""
-    return build_run(*overrides, models=models).search()
+    """What `python find_prompt.py OVERRIDES` finds; models that an earlier call put into `models`
+    are not loaded again.
+    """
+    return build_run(*overrides, models=models).run()
 
 
 def mean(values: Sequence[float]) -> float:
@@ -62,7 +69,9 @@ def show(title: str, rows: Sequence[Row], file: Path | None) -> None:
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(
+            *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values())
+        )
     Console(width=160).print(table)
     if file is not None:
         file.write_text(json.dumps({"rows": rows}, indent=2) + "\n")

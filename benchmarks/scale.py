@@ -1,10 +1,12 @@
-"""What one step costs on paper: a language model of 7 billion weights and the text tower of CLIP ViT-L/14, on one GPU.
+"""What one step costs on paper: a language model of 7 billion weights and the text tower of CLIP
+ViT-L/14, on one GPU.
 
-Every part is bounded by its operations or by the memory that it moves, whichever takes longer: the weights once a pass,
-the keys and values that candidates go on from once for each row of the beam. --tflops and --bandwidth are what is reached,
-not what is promised: the defaults are 60% of an H200's data sheet in bfloat16, a share that `benchmarks/speed.py` finds
-reached on a core. With --measure the same sums are held against real steps of a small model on this machine, at its
-measured speeds.
+Every part is bounded by its operations or by the memory that it moves, whichever takes longer: the
+weights once a pass, the keys and values that candidates go on from once for each row of the beam.
+--tflops and --bandwidth are what is reached,
+not what is promised: the defaults are 60% of an H200's data sheet in bfloat16, a share that
+`benchmarks/speed.py` finds reached on a core. With --measure the same sums are held against real
+steps of a small model on this machine, at its measured speeds.
 
     python benchmarks/scale.py
 """
@@ -22,7 +24,9 @@ from runs import Row, arguments, show
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer: weights before the output layer, layers, width of keys and values, vocabulary, bytes a number."""
+    """A transformer: weights before the output layer, layers, width of keys and values, vocabulary,
+    bytes a number.
+    """
 
     weights: float
     layers: int
@@ -44,7 +48,10 @@ def main() -> None:
         beam={"type": int, "default": 16, "help": "rows of AutoDAN's beam; GCG has one"},
         tflops={"type": float, "default": 0.6 * 989},
         bandwidth={"type": float, "default": 0.6 * 4.8, "help": "TB/s"},
-        measure={"action": "store_true", "help": "compare with steps of a GPT-2 of 6 layers of 384 on this machine"},
+        measure={
+            "action": "store_true",
+            "help": "compare with steps of a GPT-2 of 6 layers of 384 on this machine",
+        },
     )
     if options.measure:
         show("Estimated and measured", [measured()], options.json)
@@ -52,10 +59,11 @@ def main() -> None:
     speed, bandwidth = options.tflops * 1e12, options.bandwidth * 1e12
     n, s, p = options.candidates, options.free, options.prefix
     rows: list[Row] = []
-    # Rows of the beam, tokens that a candidate adds to what it shares with them, and tokens of which a gradient is taken
+    # Rows of the beam, tokens that a candidate adds to what it shares with them, and tokens of
+    # which a gradient is taken
     for method, beam, new, moved in (("gcg", 1, s / 2, s), ("autodan", options.beam, 0, 1)):
         parts = {
-            # An appended token is foretold by the beam's own pass
+            # An appended token is predicted by the beam's own pass
             "LM, candidates": step_part(LM, n * new, beam, p + s / 2, n * new),
             "LM, beam": step_part(LM, beam * moved, beam, p + s, beam * moved),
             # Forth and back
@@ -70,17 +78,23 @@ def main() -> None:
     show(f"{n} candidates of {s} tokens after {p}", rows, options.json)
 
 
-def step_part(shape: Shape, tokens: float, rows: float, shared: float, foretold: float) -> tuple[float, float]:
-    """Operations and bytes of one pass: so many new tokens in all, of rows that go on from `shared` ones each."""
+def step_part(
+    shape: Shape, tokens: float, rows: float, shared: float, predicted: float
+) -> tuple[float, float]:
+    """Operations and bytes of one pass: so many new tokens in all, of rows that go on from `shared`
+    ones each.
+    """
     if not tokens:
         return 0.0, 0.0
-    operations = 2 * shape.weights * tokens + 2 * shape.width * shape.vocabulary * foretold
-    table = shape.width * shape.vocabulary if foretold else 0
+    operations = 2 * shape.weights * tokens + 2 * shape.width * shape.vocabulary * predicted
+    table = shape.width * shape.vocabulary if predicted else 0
     moved = shape.bytes * (shape.weights + table + rows * 2 * shape.layers * shape.width * shared)
     return operations, moved
 
 
-def cell(method: str, part: str, operations: float, moved: float, speed: float, bandwidth: float) -> Row:
+def cell(
+    method: str, part: str, operations: float, moved: float, speed: float, bandwidth: float
+) -> Row:
     """One line of the table."""
     by_speed, by_memory = operations / speed, moved / bandwidth
     bound = "-" if not operations else "operations" if by_speed > by_memory else "memory"
@@ -106,7 +120,9 @@ def measured() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         demo = fuse.CausalLM.load(str(Path(fuse.__file__).parent / "demo/lm"))
         demo.vocabulary.tokenizer.save_pretrained(folder)
-        config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, vocab_size=len(demo.vocabulary))
+        config = GPT2Config(
+            n_layer=layers, n_embd=width, n_head=width // 64, vocab_size=len(demo.vocabulary)
+        )
         GPT2LMHeadModel(config).save_pretrained(folder)
         lm = fuse.CausalLM.load(folder)
     term = fuse.Term(lm, fuse.NLL())
@@ -119,11 +135,11 @@ def measured() -> Row:
         rows.append((*parent[:place], token, *parent[place + 1 :]))
     seconds = []
     for _ in range(3):
-        term.scorer = fuse.scoring.Scorer(lm, term.loss, term.surroundings)
-        term.scorer.expand(term.around([tuple(parent)]))
-        term.scorer.next_token_log_probs([term.around([tuple(parent)])[0].ids])
+        term.engine.clear()
+        term.engine.prefill(term.with_surroundings([tuple(parent)]))
+        term.engine.next_token_log_probs([term.with_surroundings([tuple(parent)])[0].ids])
         began = time.perf_counter()
-        term.score(term.around(rows))
+        term.score(term.with_surroundings(rows))
         seconds.append(time.perf_counter() - began)
     shape = Shape(12 * layers * width**2, layers, width, len(lm.vocabulary), 4)
     operations, _ = step_part(shape, n * s / 2, n, s / 2, n * s / 2)

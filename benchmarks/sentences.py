@@ -1,9 +1,11 @@
-"""Text of a given meaning: `experiment=sentence` on captions, with real MiniLM and a language model of your choice.
+"""Text of a given meaning: `experiment=sentence` on captions, with real MiniLM and a language model
+of your choice.
 
-cosine: of the prompt's and the target's embedding, recomputed from the two texts. f1: of their words. seconds: the
-search itself.
+cosine: of the prompt's and the target's embedding, recomputed from the two texts. f1: of their
+words. seconds: the search itself.
 
-    python benchmarks/sentences.py --model ../shared/realbed/gpt2-flickr --captions ../shared/realbed/text/captions.txt
+    python benchmarks/sentences.py --model ../shared/realbed/gpt2-flickr --captions
+    ../shared/realbed/text/captions.txt
 """
 
 from __future__ import annotations
@@ -23,19 +25,30 @@ def main() -> None:
     options = arguments(
         __doc__,
         model={"required": True, "help": "hub id or folder of the primary"},
-        captions={"required": True, "type": Path, "help": "text file; targets are drawn from its last 1000 lines"},
+        captions={
+            "required": True,
+            "type": Path,
+            "help": "text file; targets are drawn from its last 1000 lines",
+        },
         number={"type": int, "default": 20},
         seed={"type": int, "default": 0},
         overrides={"default": "", "help": "further overrides for every run, separated by blanks"},
         verbose={"action": "store_true", "help": "show every prompt"},
     )
-    lines = [line.strip() for line in options.captions.read_text().splitlines() if line.strip()][-1000:]
+    lines = [line.strip() for line in options.captions.read_text().splitlines() if line.strip()][
+        -1000:
+    ]
     targets = random.Random(options.seed).sample(lines, options.number)
     encoder = fuse.SentenceEncoder.load(find_prompt.minilm())
     rows: list[Row] = []
     for target in targets:
         quoted = target.replace("\\", "\\\\").replace('"', '\\"')
-        result = find("experiment=sentence", f'target="{quoted}"', f"primary.model_id={options.model}", *options.overrides.split())
+        result = find(
+            "experiment=sentence",
+            f'target="{quoted}"',
+            f"primary.model_id={options.model}",
+            *options.overrides.split(),
+        )
         a, b = encoder.embed_texts([result.prompt, target])
         rows.append(
             {
@@ -50,7 +63,13 @@ def main() -> None:
         if options.verbose:
             print(rows[-1], flush=True)
     numbers = ("cosine", "f1", "perplexity", "seconds")
-    rows.append({"target": "mean", "prompt": "", **{name: mean([row[name] for row in rows]) for name in numbers}})
+    rows.append(
+        {
+            "target": "mean",
+            "prompt": "",
+            **{name: mean([row[name] for row in rows]) for name in numbers},
+        }
+    )
     show("Text of a given meaning", rows, options.json)
 
 

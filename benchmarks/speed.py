@@ -1,11 +1,14 @@
-"""Candidates scored per second beside other libraries: the same random weights, threads pinned alike, whole steps timed.
+"""Candidates scored per second beside other libraries: the same random weights, threads pinned
+alike, whole steps timed.
 
-Every run is a process of its own. Libraries that need other versions of transformers get environments of their own, made
-from the package index on first use. peak_fraction: the operations of our steps whose result somebody reads, per second, as
-a share of the speed of a square float32 product on the same threads; what the gradient costs is counted, the optimiser,
-softmax and tokenising are not. loss_gap: how far our loss of the peer's result is from what the peer says.
-The published FUSE code is not run: it scored 12.5 (GCG) and 20.5 (AutoDAN) candidates a second on one core of 92 GFLOP/s,
-and its PEZ took 0.36 s a step; these figures are scaled by the speed of this machine's product.
+Every run is a process of its own. Libraries that need other versions of transformers get
+environments of their own, made from the package index on first use. peak_fraction: the operations
+of our steps whose result somebody reads, per second, as a share of the speed of a square float32
+product on the same threads; what the gradient costs is counted, the optimiser, softmax and
+tokenising are not. loss_gap: how far our loss of the peer's result is from what the peer says.
+The published FUSE code is not run: it scored 12.5 (GCG) and 20.5 (AutoDAN) candidates a second on
+one core of 92 GFLOP/s, and its PEZ took 0.36 s a step; these figures are scaled by the speed of
+this machine's product.
 
     python benchmarks/speed.py --tokenizers DIR --quick
 """
@@ -42,9 +45,19 @@ CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 def main() -> None:
     options = arguments(
         __doc__,
-        tokenizers={"type": Path, "help": "folder with GPT-2's tokenizer in gpt2/ and CLIP's in clip/"},
-        environments={"type": Path, "default": Path.home() / ".cache/fuse/peers", "help": "where the peers' environments are"},
-        quick={"action": "store_true", "help": "fewer steps and sizes; under 10 minutes once the environments are made"},
+        tokenizers={
+            "type": Path,
+            "help": "folder with GPT-2's tokenizer in gpt2/ and CLIP's in clip/",
+        },
+        environments={
+            "type": Path,
+            "default": Path.home() / ".cache/fuse/peers",
+            "help": "where the peers' environments are",
+        },
+        quick={
+            "action": "store_true",
+            "help": "fewer steps and sizes; under 10 minutes once the environments are made",
+        },
         cases={"default": "gcg,prefix,goal,joint,pez", "help": "which of them to run"},
         task={"help": "(the run of one process)"},
     )
@@ -54,7 +67,9 @@ def main() -> None:
         return
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows += [row for name in options.cases.split(",") for row in CASES[name](options, Path(folder))]
+        rows += [
+            row for name in options.cases.split(",") for row in CASES[name](options, Path(folder))
+        ]
     show("speed", rows, options.json)
 
 
@@ -71,11 +86,22 @@ def gcg_rows(options: Any, folder: Path) -> list[Row]:
             "steps": 4 if options.quick else 10,
             "threads": options.threads,
         }
-        peers = {name: run(task, environment(options.environments, name), Path(__file__).parent / f"peers/gcg_{name}.py") for name in PEERS}
+        peers = {
+            name: run(
+                task,
+                environment(options.environments, name),
+                Path(__file__).parent / f"peers/gcg_{name}.py",
+            )
+            for name in PEERS
+        }
         ours = run({**task, "texts": {name: peer["text"] for name, peer in peers.items()}})
         rows += [
             row(f"gcg {layers}x{width}, {candidates}", name, ours, peer["per_second"])
-            | {"loss_gap": abs(ours["losses"][name] - peer["loss"]), "ours_mb": ours["peak_mb"], "peer_mb": peer["peak_mb"]}
+            | {
+                "loss_gap": abs(ours["losses"][name] - peer["loss"]),
+                "ours_mb": ours["peak_mb"],
+                "peer_mb": peer["peak_mb"],
+            }
             for name, peer in peers.items()
         ]
     return rows
@@ -84,7 +110,14 @@ def gcg_rows(options: Any, folder: Path) -> list[Row]:
 def prefix_rows(options: Any, folder: Path) -> list[Row]:
     """A long prefix beside a short one, both ours."""
     model = str(save_lm(folder, options.tokenizers, 6, 384))
-    task = {**GCG, "model": model, "label": LABEL, "search_width": 64, "steps": 4 if options.quick else 10, "threads": options.threads}
+    task = {
+        **GCG,
+        "model": model,
+        "label": LABEL,
+        "search_width": 64,
+        "steps": 4 if options.quick else 10,
+        "threads": options.threads,
+    }
     short, long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100))
     return [row("gcg 6x384, 64, prefix of 300 tokens", "prefix of 3", long, short["per_second"])]
 
@@ -92,8 +125,8 @@ def prefix_rows(options: Any, folder: Path) -> list[Row]:
 def goal_rows(options: Any, folder: Path) -> list[Row]:
     """How often a search gets in a second to the loss that nanoGCG reaches in 100 steps.
 
-    That loss is the median over the seeds. The time of each library is its median over the seeds too, in which a run that
-    ends elsewhere counts as endless; in the mean over the labels.
+    That loss is the median over the seeds. The time of each library is its median over the seeds
+    too, in which a run that ends elsewhere counts as endless; in the mean over the labels.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -102,29 +135,69 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder / "lm")
     AutoModelForCausalLM.from_pretrained(demo).float().save_pretrained(folder / "lm")
-    trained = {**GCG, "model": str(folder / "lm"), "init": " a" * 20, "search_width": 64 if options.quick else 256}
-    tasks = {"demo LM": [{**trained, "label": label} for label in LABELS[: 1 if options.quick else None]]}
+    trained = {
+        **GCG,
+        "model": str(folder / "lm"),
+        "init": " a" * 20,
+        "search_width": 64 if options.quick else 256,
+    }
+    tasks = {
+        "demo LM": [{**trained, "label": label} for label in LABELS[: 1 if options.quick else None]]
+    }
     if not options.quick:
-        tasks["6x384"] = [{**GCG, "model": str(save_lm(folder, options.tokenizers, 6, 384)), "search_width": 64, "label": LABEL}]
+        tasks["6x384"] = [
+            {
+                **GCG,
+                "model": str(save_lm(folder, options.tokenizers, 6, 384)),
+                "search_width": 64,
+                "label": LABEL,
+            }
+        ]
     rows = []
-    python, script = environment(options.environments, "nanogcg"), Path(__file__).parent / "peers/gcg_nanogcg.py"
+    python, script = (
+        environment(options.environments, "nanogcg"),
+        Path(__file__).parent / "peers/gcg_nanogcg.py",
+    )
     for model, those in tasks.items():
         seconds: dict[str, list[float]] = {"nanogcg": [], "exact": [], "probe": []}
         last: dict[str, Row] = {}
         for task in those:
-            seeded = [{**task, "threads": options.threads, "seed": seed} for seed in range(1 if options.quick else SEEDS)]
+            seeded = [
+                {**task, "threads": options.threads, "seed": seed}
+                for seed in range(1 if options.quick else SEEDS)
+            ]
             peers = [run({**one, "steps": 100}, python, script) for one in seeded]
             goal = median(peer["loss"] for peer in peers)
-            reached = [next((i + 1 for i, loss in enumerate(peer["losses"]) if loss <= goal), inf) for peer in peers]
-            seconds["nanogcg"].append(median(peer["step_seconds"] * steps for peer, steps in zip(peers, reached, strict=True)))
+            reached = [
+                next((i + 1 for i, loss in enumerate(peer["losses"]) if loss <= goal), inf)
+                for peer in peers
+            ]
+            seconds["nanogcg"].append(
+                median(
+                    peer["step_seconds"] * steps for peer, steps in zip(peers, reached, strict=True)
+                )
+            )
             for scoring in ("exact", "probe"):
-                runs = [run({**one, "steps": 500, "scoring": scoring, "stop_loss": goal}) for one in seeded]
-                last[scoring] = {**runs[-1], "peak_fraction": nan}  # of counted operations, which a guess lacks
-                seconds[scoring].append(median(one["seconds"] if one["loss"] <= goal else inf for one in runs))
+                runs = [
+                    run({**one, "steps": 500, "scoring": scoring, "stop_loss": goal})
+                    for one in seeded
+                ]
+                last[scoring] = {
+                    **runs[-1],
+                    "peak_fraction": nan,
+                }  # of counted operations, which a guess lacks
+                seconds[scoring].append(
+                    median(one["seconds"] if one["loss"] <= goal else inf for one in runs)
+                )
             times = ", ".join(f"{name} in {of[-1]:.1f} s" for name, of in seconds.items())
             print(f"{model}, {task['label']!r}: a loss of {goal:.3f} by {times}", file=sys.stderr)
         rows += [
-            row(f"gcg {model}, to a loss, {name}", "nanogcg", {**of, "per_second": 1 / mean(seconds[name])}, 1 / mean(seconds["nanogcg"]))
+            row(
+                f"gcg {model}, to a loss, {name}",
+                "nanogcg",
+                {**of, "per_second": 1 / mean(seconds[name])},
+                1 / mean(seconds["nanogcg"]),
+            )
             for name, of in last.items()
         ]
     return rows
@@ -132,20 +205,47 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
 
 def joint_rows(options: Any, folder: Path) -> list[Row]:
     """A language model and a CLIP, by GCG and by AutoDAN."""
-    lm, clip = save_lm(folder, options.tokenizers, 6, 384), save_clip(folder, options.tokenizers, 6, 256)
+    lm, clip = (
+        save_lm(folder, options.tokenizers, 6, 384),
+        save_clip(folder, options.tokenizers, 6, 256),
+    )
     rows = []
     # AutoDAN's candidates are 64 in all, or 64 for each row of the beam
-    for method, candidates, published in (("gcg", 64, 12.5), ("autodan", 64, 20.5), ("autodan", 256, 20.5)):
-        task = {"run": "joint", "method": method, "model": str(lm), "clip": str(clip), "threads": options.threads}
+    for method, candidates, published in (
+        ("gcg", 64, 12.5),
+        ("autodan", 64, 20.5),
+        ("autodan", 256, 20.5),
+    ):
+        task = {
+            "run": "joint",
+            "method": method,
+            "model": str(lm),
+            "clip": str(clip),
+            "threads": options.threads,
+        }
         ours = run({**task, "steps": 6 if options.quick else 20, "search_width": candidates})
-        rows.append(row(f"joint {method}, {candidates}", "published", ours, published * ours["gflops"] / PUBLISHED_GFLOPS))
+        rows.append(
+            row(
+                f"joint {method}, {candidates}",
+                "published",
+                ours,
+                published * ours["gflops"] / PUBLISHED_GFLOPS,
+            )
+        )
     return rows
 
 
 def pez_rows(options: Any, folder: Path) -> list[Row]:
     """PEZ on a CLIP alone, in steps per second."""
     clip = save_clip(folder, options.tokenizers, 12, 512)
-    ours = run({"run": "pez", "clip": str(clip), "threads": options.threads, "steps": 10 if options.quick else 50})
+    ours = run(
+        {
+            "run": "pez",
+            "clip": str(clip),
+            "threads": options.threads,
+            "steps": 10 if options.quick else 50,
+        }
+    )
     return [row("pez, CLIP alone", "published", ours, ours["gflops"] / PUBLISHED_GFLOPS / 0.36)]
 
 
@@ -164,12 +264,23 @@ def row(case: str, peer: str, ours: Row, peer_per_second: float) -> Row:
     }
 
 
-def run(task: dict[str, Any], python: Path = Path(sys.executable), script: Path = Path(__file__)) -> Row:
+def run(
+    task: dict[str, Any], python: Path = Path(sys.executable), script: Path = Path(__file__)
+) -> Row:
     """What a process of its own prints last."""
-    given = [json.dumps(task)] if script != Path(__file__) else ["--task", json.dumps(task), "--threads", str(task["threads"])]
+    given = (
+        [json.dumps(task)]
+        if script != Path(__file__)
+        else ["--task", json.dumps(task), "--threads", str(task["threads"])]
+    )
     threads = {name: str(task["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([python, script, *given], capture_output=True, text=True, env={**os.environ, **threads, **quiet})
+    done = subprocess.run(
+        [python, script, *given],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **threads, **quiet},
+    )
     if done.returncode:
         raise SystemExit(f"{script.name} failed:\n{done.stderr[-3000:]}")
     result: Row = json.loads(done.stdout.splitlines()[-1])
@@ -200,14 +311,23 @@ def save_lm(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(tokenizers / "gpt2")
         tokenizer.chat_template = CHAT
         tokenizer.save_pretrained(path)
-        GPT2LMHeadModel(GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)).save_pretrained(path)
+        GPT2LMHeadModel(
+            GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
+        ).save_pretrained(path)
     return path
 
 
 def save_clip(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
     """A CLIP of random weights, its text tower of this size."""
     import torch
-    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+    from transformers import (
+        AutoTokenizer,
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPVisionConfig,
+    )
 
     path = folder / f"clip-{layers}x{width}"
     if not path.exists():
@@ -215,13 +335,24 @@ def save_clip(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(tokenizers / "clip")
         end = tokenizer.eos_token_id
         text = CLIPTextConfig(
-            num_hidden_layers=layers, hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64,
+            num_hidden_layers=layers, hidden_size=width, intermediate_size=4 * width,
+            num_attention_heads=width // 64,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end,
         )  # fmt: skip
-        vision = CLIPVisionConfig(num_hidden_layers=1, hidden_size=64, intermediate_size=64, num_attention_heads=1, image_size=32)
+        vision = CLIPVisionConfig(
+            num_hidden_layers=1,
+            hidden_size=64,
+            intermediate_size=64,
+            num_attention_heads=1,
+            image_size=32,
+        )
         tokenizer.save_pretrained(path)
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
-        CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).save_pretrained(path)
+        CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ).save_pretrained(path)
+        CLIPModel(
+            CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+        ).save_pretrained(path)
     return path
 
 
@@ -233,30 +364,51 @@ def run_gcg(task: dict[str, Any]) -> Row:
     import torch
 
     import fuse
-    from fuse.methods import METHODS
+    from fuse.registry import METHODS
 
     gflops = matrix_speed()
     lm = fuse.CausalLM.load(task["model"])
     lm.vocabulary.head = ()  # as the peers have it
     term = fuse.Term(lm, fuse.CrossEntropy(task["label"]), prefix=task["prefix"])
     objective = fuse.Objective(term)
-    method = METHODS["gcg"](search_width=task["search_width"], top_k=task["top_k"], moves=("swap",), buffer_size=0, steps=task["steps"])
+    method = METHODS["gcg"](
+        search_width=task["search_width"],
+        top_k=task["top_k"],
+        moves=("swap",),
+        buffer_size=0,
+        steps=task["steps"],
+    )
     counted = Counted(method)
     probe = fuse.Probe() if task.get("scoring") == "probe" else None
     generator = torch.Generator().manual_seed(task.get("seed", 0))
-    result = fuse.search(objective, counted, init=task["init"].strip(), probe=probe, stop_loss=task.get("stop_loss"), generator=generator)
-    spelled = {name: term.around([lm.vocabulary.encode_ids([text])[0]]) for name, text in task.get("texts", {}).items()}
-    losses = {name: float(term.scorer.score(rows)[0]) for name, rows in spelled.items()}
+    result = fuse.search(
+        objective,
+        counted,
+        init=task["init"].strip(),
+        probe=probe,
+        stop_loss=task.get("stop_loss"),
+        generator=generator,
+    )
+    spelled = {
+        name: term.with_surroundings([lm.vocabulary.encode_ids([text])[0]])
+        for name, text in task.get("texts", {}).items()
+    }
+    losses = {name: float(term.engine.score(rows)[0]) for name, rows in spelled.items()}
     network = lm.network.config
     body, head = 24 * network.n_layer * network.n_embd**2, 2 * network.n_embd * network.vocab_size
     label = len(lm.vocabulary.encode_ids([task["label"]])[0])
-    # From each candidate's first changed token on to the last but one, and the pass forth and back that the gradient takes
+    # From each candidate's first changed token on to the last but one, and the pass forth and back
+    # that the gradient takes
     read = sum(sum(changed) + (label - 1) * len(changed) for changed in counted.changed[1:])
     scored = sum(map(len, counted.changed[1:]))
     gradient = 3 * ((len(result.free_ids) + label - 1) * body + label * head)
     operations = read * body + scored * label * head + (len(counted.changed) - 1) * gradient
     seconds = result.trace[-1].seconds - result.trace[0].seconds
-    return {**report(result, gflops), "losses": losses, "peak_fraction": operations / seconds / gflops / 1e9}
+    return {
+        **report(result, gflops),
+        "losses": losses,
+        "peak_fraction": operations / seconds / gflops / 1e9,
+    }
 
 
 def run_joint(task: dict[str, Any]) -> Row:
@@ -264,9 +416,8 @@ def run_joint(task: dict[str, Any]) -> Row:
     import torch
 
     import fuse
-    from fuse.adapter import ADAPTERS
-    from fuse.methods import METHODS
-    from fuse.strategies import Beam
+    from fuse.registry import ADAPTERS, METHODS
+    from fuse.search.strategies import Beam
 
     gflops = matrix_speed()
     lm, clip = fuse.CausalLM.load(task["model"]), fuse.CLIP.load(task["clip"])
@@ -279,9 +430,20 @@ def run_joint(task: dict[str, Any]) -> Row:
     objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), {"clip": secondary})
     generator = torch.Generator().manual_seed(0)
     if task["method"] == "gcg":
-        method, strategy = METHODS["gcg"](search_width=task["search_width"], moves=("swap",), prompt_length=8, steps=task["steps"]), Beam(1)
+        method, strategy = (
+            METHODS["gcg"](
+                search_width=task["search_width"],
+                moves=("swap",),
+                prompt_length=8,
+                steps=task["steps"],
+            ),
+            Beam(1),
+        )
     else:
-        method, strategy = METHODS["autodan"](search_width=task["search_width"], steps=task["steps"]), Beam(4)
+        method, strategy = (
+            METHODS["autodan"](search_width=task["search_width"], steps=task["steps"]),
+            Beam(4),
+        )
     return report(fuse.search(objective, method, strategy, generator=generator), gflops)
 
 
@@ -290,21 +452,26 @@ def run_pez(task: dict[str, Any]) -> Row:
     from PIL import Image
 
     import fuse
-    from fuse.methods import METHODS
+    from fuse.registry import METHODS
 
     gflops = matrix_speed()
     clip = fuse.CLIP.load(task["clip"])
     target = clip.embed_images([Image.effect_noise((32, 32), 80).convert("RGB")])[0]
     result = fuse.search(
-        fuse.Objective(fuse.Term(clip, fuse.CosineDistance(target))), METHODS["pez"](prompt_length=16, steps=task["steps"])
+        fuse.Objective(fuse.Term(clip, fuse.CosineDistance(target))),
+        METHODS["pez"](prompt_length=16, steps=task["steps"]),
     )
     found = report(result, gflops)
-    found["per_second"] = (len(result.trace) - 1) / (result.trace[-1].seconds - result.trace[0].seconds)
+    found["per_second"] = (len(result.trace) - 1) / (
+        result.trace[-1].seconds - result.trace[0].seconds
+    )
     return found
 
 
 class Counted:
-    """A method, and for each of its steps and candidates the number of tokens from the first changed one on."""
+    """A method, and for each of its steps and candidates the number of tokens from the first
+    changed one on.
+    """
 
     def __init__(self, method: Any) -> None:
         self.method = method
@@ -314,14 +481,20 @@ class Counted:
         return getattr(self.method, name)
 
     def propose(self, state: Any, beam: Any, *others: Any) -> Any:
-        state, candidates = self.method.propose(state, beam, *others)
-        self.changed.append([min(len(row) - shared(row, one) for one in beam) for row in candidates])
-        return state, candidates
+        candidates = self.method.propose(state, beam, *others)
+        changed = []
+        for row in candidates.ids:
+            changed.append(min(len(row) - shared(row, one) for one in beam))
+        self.changed.append(changed)
+        return candidates
 
 
 def shared(row: tuple[int, ...], other: tuple[int, ...]) -> int:
     """How many tokens two rows begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(row, other, strict=False)) if a != b), min(len(row), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(row, other, strict=False)) if a != b),
+        min(len(row), len(other)),
+    )
 
 
 def matrix_speed(size: int = 1024) -> float:
@@ -340,7 +513,8 @@ def report(result: Any, gflops: float) -> Row:
     """All steps but the first, which warms up."""
     first, last = result.trace[0], result.trace[-1]
     return {
-        "per_second": (last.evaluations - first.evaluations) / max(last.seconds - first.seconds, 1e-9),
+        "per_second": (last.evaluations - first.evaluations)
+        / max(last.seconds - first.seconds, 1e-9),
         "step_seconds": (last.seconds - first.seconds) / max(1, len(result.trace) - 1),
         "seconds": result.seconds,
         "gflops": gflops,
@@ -349,7 +523,13 @@ def report(result: Any, gflops: float) -> Row:
     }
 
 
-CASES = {"gcg": gcg_rows, "prefix": prefix_rows, "goal": goal_rows, "joint": joint_rows, "pez": pez_rows}
+CASES = {
+    "gcg": gcg_rows,
+    "prefix": prefix_rows,
+    "goal": goal_rows,
+    "joint": joint_rows,
+    "pez": pez_rows,
+}
 RUNS = {"gcg": run_gcg, "joint": run_joint, "pez": run_pez}
 
 

@@ -3,42 +3,76 @@
 Names are imported on first use, so that `import fuse` is quick.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fuse.adapter import FuseAdapter, LexicalAdapter, PooledAdapter, SemanticAdapter
-    from fuse.constraints import Constraints
-    from fuse.errors import FuseError
-    from fuse.loop import Task, search, search_together
-    from fuse.losses import NLL, ClassNLL, CosineDistance, CrossEntropy, KLDiv, LogProb
-    from fuse.methods import GCG, PEZ, AutoDAN, Caption, Embedding, Random
-    from fuse.models import CLIP, Captioner, CausalLM, Classifier, MaskedLM, OpenCLIP, SentenceEncoder, open_image
-    from fuse.objective import Objective, Term
-    from fuse.probe import Probe
-    from fuse.strategies import Beam, UniformCost
-    from fuse.types import Result, Step
+from fuse import registry
 
-_HOMES = {
-    "fuse.errors": ("FuseError",),
-    "fuse.constraints": ("Constraints",),
-    "fuse.types": ("Result", "Step"),
-    "fuse.models": ("CLIP", "Captioner", "CausalLM", "Classifier", "MaskedLM", "OpenCLIP", "SentenceEncoder", "open_image"),
-    "fuse.losses": ("NLL", "ClassNLL", "CosineDistance", "CrossEntropy", "KLDiv", "LogProb"),
-    "fuse.adapter": ("FuseAdapter", "LexicalAdapter", "PooledAdapter", "SemanticAdapter"),
-    "fuse.objective": ("Objective", "Term"),
-    "fuse.probe": ("Probe",),
-    "fuse.methods": ("GCG", "PEZ", "AutoDAN", "Caption", "Embedding", "Random"),
-    "fuse.strategies": ("Beam", "UniformCost"),
-    "fuse.loop": ("Task", "search", "search_together"),
+if TYPE_CHECKING:
+    from fuse.engine import Engine
+    from fuse.errors import FuseError
+    from fuse.guide import Guide
+    from fuse.objective import Objective
+    from fuse.search.loop import SideBySide, search, search_together
+    from fuse.search.search import Search
+    from fuse.term import Term
+    from fuse.types import Candidates, Evaluation, Result, Step
+
+_MODULE_OF = {
+    "FuseError": "fuse.errors",
+    "Constraints": "fuse.text.constraints",
+    "Candidates": "fuse.types",
+    "Entry": "fuse.types",
+    "Evaluation": "fuse.types",
+    "Result": "fuse.types",
+    "Step": "fuse.types",
+    "Captioner": "fuse.models",
+    "open_image": "fuse.models",
+    "Engine": "fuse.engine",
+    "Objective": "fuse.objective",
+    "Term": "fuse.term",
+    "Guide": "fuse.guide",
+    "Probe": "fuse.search.screening",
+    "ContractError": "fuse.search.contracts",
+    "check_search": "fuse.search.contracts",
+    "Search": "fuse.search.search",
+    "SearchState": "fuse.search.state",
+    "SideBySide": "fuse.search.loop",
+    "search": "fuse.search.loop",
+    "search_together": "fuse.search.loop",
+    # What a part of one's own is a subclass of
+    "Adapter": "fuse.adapters",
+    "EmbeddingModel": "fuse.models",
+    "Loss": "fuse.losses",
+    "Method": "fuse.search.methods.base",
+    "Model": "fuse.models",
+    "Strategy": "fuse.search.strategies",
+    "first_valid": "fuse.search.methods.base",
+    "random_prompt": "fuse.search.methods.base",
+    "VectorLoss": "fuse.losses",
+    "VectorModel": "fuse.models",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+for _registry in (
+    registry.METHODS,
+    registry.STRATEGIES,
+    registry.ADAPTERS,
+    registry.LM_LOSSES,
+    registry.VECTOR_LOSSES,
+    registry.MODELS,
+):
+    _MODULE_OF |= _registry.modules()
+_FORMER = {"Task": "Search"}
+"""Names that have changed."""
 
 __version__ = "0.1.0"
-__all__ = sorted(_HOME_OF)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name in _FORMER:
+        warnings.warn(f"fuse.{name} is now fuse.{_FORMER[name]}", DeprecationWarning, stacklevel=2)
+        name = _FORMER[name]
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'fuse' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

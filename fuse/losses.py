@@ -1,8 +1,8 @@
-"""What is minimised. A loss owns its target and turns one model's forward pass into one number a row.
+"""What is minimised. A loss has a target, and makes one number a row of a model's forward pass.
 
-A new loss is one small class: read the model through `Inputs`, return [b]. A text that has to stand after the prompt is
-its `label`. Where a token also acts as the label of its own position, go through `inputs.labels`, so that the gradient
-by one-hot tokens holds both roles.
+A new loss is one small class: read the model through `Inputs`, return [b]. A text that has to
+stand after the prompt is its `label`. Where a token is also the label of its own position, go
+through `inputs.labels`, so that the gradient by one-hot tokens holds both roles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
 from fuse.models import CausalLM, MaskedLM, Model, VectorModel
-from fuse.types import Inputs
+from fuse.nn.batch import Inputs
 
 ModelT = TypeVar("ModelT", bound=Model)
 
@@ -29,24 +29,27 @@ class Loss(ABC, Generic[ModelT]):
     label: str = ""
     """Text that is put after the prompt and its suffix."""
     reads_prompt: bool = False
-    """Whether it is told how likely each token of the prompt is."""
+    """Whether it needs to know how likely each token of the prompt is."""
 
     def reads_labels(self, model: ModelT) -> bool:
-        """Whether free tokens act as labels too, so that the loss has a gradient by `Inputs.labels`."""
+        """Return whether free tokens are labels too, with a gradient by `Inputs.labels`."""
         return False
 
     @abstractmethod
     def __call__(self, model: ModelT, inputs: Inputs) -> Float[Tensor, " b"]:
-        """The loss of every row."""
+        """Return the loss of every row."""
 
 
 @dataclass(frozen=True)
 class NLL(Loss[Any]):
-    """Fluency: mean over the free tokens of -log p(x_t | x_<t), in nats a token. 0 for an empty prompt.
+    """Measure fluency: mean over the free tokens of -log p(x_t | x_<t), in nats a token.
 
-    A free token acts twice, as input to later positions and as the label of its own; the label is relaxed as a one-hot
-    row y_t, so that its gradient is -log p(. | x_<t). With a masked LM p(x_t | all others) stands in the place of
-    p(x_t | x_<t), and the loss is the pseudo log-likelihood (arXiv 1910.14659).
+    It is 0 for an empty prompt.
+
+    A free token acts twice, as input to later positions and as the label of its own; the label is
+    relaxed as a one-hot row y_t, so that its gradient is -log p(. | x_<t). With a masked LM p(x_t |
+    all others) takes the place of p(x_t | x_<t), and the loss is the pseudo log-likelihood (arXiv
+    1910.14659).
     """
 
     reads_prompt = True
@@ -60,11 +63,12 @@ class NLL(Loss[Any]):
 
 @dataclass(frozen=True)
 class LogProb(Loss[CausalLM]):
-    """Fluency as in arXiv 2205.12558: the value of `NLL`, with the label relaxed as an embedding.
+    """Measure fluency as in arXiv 2205.12558: `NLL`, with the label relaxed as an embedding.
 
-    Mean of -(e_t . h_(t-1) - logsumexp_v(E_v . h_(t-1))), for the hidden state h, the output table E and the embedding
-    e_t of the token itself. Where output and input tables are not one, e_t is no label, and the label is relaxed as a
-    one-hot row instead: by one-hot tokens the two differ by a constant at each position.
+    Mean of -(e_t . h_(t-1) - logsumexp_v(E_v . h_(t-1))), for the hidden state h, the output table
+    E and the embedding e_t of the token itself. Where output and input tables are not one, e_t is
+    no label, and the label is relaxed as a one-hot row instead: by one-hot tokens the two differ by
+    a constant at each position.
     """
 
     reads_prompt = True
@@ -73,15 +77,17 @@ class LogProb(Loss[CausalLM]):
         return not model.tied
 
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
-        return -_mean(model.label_log_probs(inputs, inputs.free, as_embedding=model.tied), inputs.free)
+        log_probs = model.label_log_probs(inputs, inputs.free, as_embedding=model.tied)
+        return -_mean(log_probs, inputs.free)
 
 
 @dataclass(frozen=True)
 class KLDiv(Loss[CausalLM]):
-    """Fluency: mean over the free tokens of KL(q_t || p_t), in nats, p_t being the prediction for position t.
+    """Measure fluency: mean over the free tokens of KL(q_t || p_t), in nats.
 
-    q_t = softmax_v(-|e_t - E_v|^2 / tau) over the input table E; it tends to the token itself, and the loss to `NLL`,
-    as tau (in squared units of the embeddings) tends to 0.
+    p_t is the prediction for position t, and q_t = softmax_v(-|e_t - E_v|^2 / tau) over the input
+    table E. As tau (in squared units of the embeddings) tends to 0, q_t tends to the token itself,
+    and the loss to `NLL`.
     """
 
     reads_prompt = True
@@ -93,22 +99,29 @@ class KLDiv(Loss[CausalLM]):
 
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
         total = torch.zeros(len(inputs.ids), device=model.device)
-        for out in model.predictions(inputs, inputs.free):
-            log_p, at = out.contexts.all_log_probs(out.context), (out.row, out.place)
+        for part in model.predictions(inputs, inputs.free):
+            log_p = part.logits.all_log_probs(part.index)
             table = model.vocabulary.embedding.to(log_p)
-            own = table[inputs.ids[at]] if inputs.embeddings is None else inputs.embeddings[at].to(table)
-            # -|e - E_v|^2 but for |e|^2, which is the same for all v
-            log_q = ((2 * own @ table.T - table.square().sum(-1)) / self.tau).log_softmax(-1)
+            if inputs.embeddings is None:
+                own = table[inputs.ids[part.at]]
+            else:
+                own = inputs.embeddings[part.at].to(table)
+            # -|e - E_v|^2 without |e|^2, which is the same for all v
+            squares = table.square().sum(-1)
+            log_q = ((2 * own @ table.T - squares) / self.tau).log_softmax(-1)
             divergence = (log_q.exp() * (log_q - log_p)).sum(-1)
-            total = total.to(divergence).index_add(0, out.row, divergence)
+            total = total.to(divergence).index_add(0, part.row, divergence)
         return total / inputs.free.sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss[CausalLM]):
-    """Elicitation: mean over the label's tokens of -log p(label_t | prompt, label_<t), in nats a token.
+    """Measure elicitation: mean over the label's tokens of -log p(label_t | prompt, label_<t).
 
-    `perplexity_weight` x `NLL` of the prompt is added, to keep it fluent.
+    It is in nats a token.
+
+    Args:
+        perplexity_weight: adds this multiple of the prompt's `NLL`, to keep it fluent.
     """
 
     label: str
@@ -116,7 +129,9 @@ class CrossEntropy(Loss[CausalLM]):
 
     def __post_init__(self) -> None:
         if not self.label:
-            raise FuseError("label=null: loss=cross_entropy needs the text to elicit; give label=TEXT")
+            raise FuseError(
+                "label=null: loss=cross_entropy needs the text to elicit; give label=TEXT"
+            )
 
     @property
     def reads_prompt(self) -> bool:  # type: ignore[override]
@@ -128,7 +143,8 @@ class CrossEntropy(Loss[CausalLM]):
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
         read = inputs.label | inputs.free if self.perplexity_weight else inputs.label
         log_probs = model.label_log_probs(inputs, read)
-        return -_mean(log_probs, inputs.label) - self.perplexity_weight * _mean(log_probs, inputs.free)
+        fluency = _mean(log_probs, inputs.free)
+        return -_mean(log_probs, inputs.label) - self.perplexity_weight * fluency
 
 
 class VectorLoss(Loss[VectorModel]):
@@ -136,7 +152,7 @@ class VectorLoss(Loss[VectorModel]):
 
     @abstractmethod
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        """The loss of each vector."""
+        """Return the loss of each vector."""
 
     def __call__(self, model: VectorModel, inputs: Inputs) -> Float[Tensor, " b"]:
         return self.at(model.vector(inputs))
@@ -144,7 +160,11 @@ class VectorLoss(Loss[VectorModel]):
 
 @dataclass(frozen=True)
 class CosineDistance(VectorLoss):
-    """Meaning: 1 - cos(the text's vector, target), between 0 and 2. `target` is a unit vector [e]."""
+    """Compare meanings: 1 - cos(the text's vector, target), between 0 and 2.
+
+    Args:
+        target: a unit vector.
+    """
 
     target: Float[Tensor, " e"]
 
@@ -154,7 +174,11 @@ class CosineDistance(VectorLoss):
 
 @dataclass(frozen=True)
 class ClassNLL(VectorLoss):
-    """Kind: -log p(class | text) of one class of a classifier, in nats; each row's own."""
+    """Measure kind: -log p(class | text) of one class of a classifier, in nats.
+
+    Args:
+        target: the index of the class.
+    """
 
     target: int
 
@@ -162,10 +186,15 @@ class ClassNLL(VectorLoss):
         return -vectors[:, self.target]
 
 
-LM_LOSSES: dict[str, type[Any]] = {"nll": NLL, "log_prob": LogProb, "kl_div": KLDiv, "cross_entropy": CrossEntropy}
+LM_LOSSES: dict[str, type[Any]] = {
+    "nll": NLL,
+    "log_prob": LogProb,
+    "kl_div": KLDiv,
+    "cross_entropy": CrossEntropy,
+}
 """Every loss of a causal LM by its name in the entries of `conf/primary` and `conf/secondary`."""
 
 
 def _mean(values: Float[Tensor, "b t"], where: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
-    """The mean of a row's values at the marked positions; 0 where there is none."""
+    """Return the mean of a row's values at the marked positions; 0 where there is none."""
     return torch.where(where, values, 0.0).sum(1) / where.sum(1).clamp_min(1)

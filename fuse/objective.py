@@ -1,158 +1,76 @@
-"""The weighted sum that a search minimises."""
+"""The weighted sum that a search minimises: its losses and its gradients."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse.adapter import Adapter, Gradient
-from fuse.constraints import Constraints
+from fuse.engine import EngineGroup
 from fuse.errors import FuseError
-from fuse.losses import Loss
-from fuse.models import Model
-from fuse.scoring import Scorer, score_together
-from fuse.scoring import expand_together as expand_scorers
-from fuse.types import Evaluation, Ids, TermResult
-from fuse.vocabulary import MEMO, Encoded, Template, Vocabulary, remembered
+from fuse.memo import Memo
+from fuse.models import CausalLM
+from fuse.nn.embedding_table import EmbeddedVocabulary
+from fuse.statistics import standardised
+from fuse.term import Term
+from fuse.text.constraints import Constraints
+from fuse.text.vocabulary import ID_BYTES
+from fuse.types import Candidates, Evaluation, Ids, TermResult
 
 PRIMARY = "primary"
-FEW = 8
-"""How many of the best candidates are scored again where models of a coarse type scored them first."""
+MIN_PRECISE = 8
+"""How many of the best candidates are scored again, at least, where models of a coarse type scored
+them first.
+"""
+
+Known = Mapping[Ids, tuple[float, ...]]
+"""Each term's loss of sequences that were scored before."""
 
 
-class Term:
-    """One summand: a model, a loss on it, the fixed text around the prompt, and a weight.
+class Objective:
+    """sum of weight x loss over a primary, which owns the free tokens, and any number of named
+    secondaries.
 
-    A secondary also has the `adapter` that carries its gradient to the primary's tokens. `batch_size` is the number of
-    rows in one forward pass. Where `precise` is given, the same model in a finer type, it scores the best few again.
+    Example::
+
+        Objective(Term(lm, NLL()), {"clip": Term(clip, CosineDistance(image), weight=20,
+        adapter=adapter)})
+
+    Raises:
+        FuseError: a secondary under the primary's name; constraints that leave no token.
     """
 
     def __init__(
         self,
-        model: Model,
-        loss: Loss[Any],
-        *,
-        weight: float = 1.0,
-        prefix: str = "",
-        suffix: str = "",
-        adapter: Adapter | None = None,
-        batch_size: int = 128,
-        precise: Model | None = None,
+        primary: Term,
+        secondaries: Mapping[str, Term] | None = None,
+        constraints: Constraints | None = None,
     ) -> None:
-        self.model = model
-        self.loss = loss
-        self.weight = float(weight)
-        self.template = Template(prefix, suffix, loss.label)
-        self._encoded: OrderedDict[str, Encoded] = OrderedDict()
-        self.adapter = adapter
-        self.surroundings = self.encode(["a"])[0].with_free_ids(())
-        self.scorer = Scorer(model, loss, self.surroundings, batch_size)
-        self.precise = self.scorer if precise is None else Scorer(precise, loss, self.surroundings, batch_size)
-        fixed, limit = len(self.surroundings.ids), self.vocabulary.max_length
-        if fixed >= limit:
-            raise FuseError(f"prefix, suffix, label: they take {fixed} of the {limit} tokens that the model reads; shorten them")
-
-    @property
-    def room(self) -> int:
-        """How many tokens of a prompt the model's context has room for."""
-        return self.vocabulary.max_length - len(self.surroundings.ids)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.model.vocabulary
-
-    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
-        """What this term's model reads for each prompt; what was encoded lately is not encoded again."""
-        return remembered(self._encoded, list(prompts), lambda new: self.template.encode(self.vocabulary, new))
-
-    def around(self, rows: Sequence[Ids]) -> list[Encoded]:
-        """What this term's model reads for rows of its own tokens, taken as they are, whatever text they spell."""
-        return [self.surroundings.with_free_ids(tuple(row)) for row in rows]
-
-    def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
-        """The unweighted loss of every row."""
-        return self.scorer.score(rows)
-
-    def gradient(
-        self, rows: Sequence[Encoded], places: Sequence[Sequence[int]], read: Sequence[Float[Tensor, "_ d"]] | None = None
-    ) -> Gradient:
-        """Gradients of the rows' unweighted losses at `places`, as `fuse.scoring.Scorer.gradient` has them."""
-        return self.scorer.gradient(rows, places, read)
-
-    def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:
-        """Gradients of the rows' unweighted losses by the model's vectors; None where the loss is no function of them."""
-        return self.scorer.vector_gradient(rows)
-
-    def token_gradient(self, rows: Sequence[Ids], positions: Sequence[int], point: str) -> Float[Tensor, "b v"]:
-        """The gradient by one-hot tokens of rows of the term's own tokens: as input and, where they act as such, as labels.
-
-        `positions[i]` is the place in `rows[i]`; `point` is what the model reads there, as in `fuse.vocabulary.POINTS`.
-        """
-        table, encoded = self.vocabulary.embedding, self.around(rows)
-        places = [e.free[0] + p for e, p in zip(encoded, positions, strict=True)]
-        if point == "current":  # the places of one row share one pass
-            lines = list(dict.fromkeys(encoded))
-            groups = [[place for e, place in zip(encoded, places, strict=True) if e == line] for line in lines]
-            found, read = self.gradient(lines, groups), None
-            index = [(lines.index(e), groups[lines.index(e)].index(place)) for e, place in zip(encoded, places, strict=True)]
-        else:
-            read = [self.vocabulary.point(point)[None]] * len(rows)
-            found = self.gradient(encoded, [[place] for place in places], read)
-            index = [(i, 0) for i in range(len(rows))]
-        line, column = torch.tensor(index).unbind(1)
-        by_embedding = found.embedding[line, column].to(table)
-        # At the end of a text nobody reads on
-        silent = not by_embedding.any()
-        by_token = by_embedding.new_zeros(len(rows), len(table)) if silent else self.vocabulary.table.inner_products(by_embedding)
-        by_token = by_token.float()
-        return by_token if found.labels is None else by_token + found.labels[line, column]
-
-    def embedding_gradient(self, rows: Sequence[Ids], embeddings: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
-        """The gradient at continuous prompts; `rows` are the tokens nearest to them, which act as labels."""
-        encoded = self.around(rows)
-        found = self.gradient(encoded, [range(*e.free) for e in encoded], list(embeddings))
-        if found.labels is None:
-            return found.embedding
-        flat = self.vocabulary.as_embedding_gradient(found.labels.flatten(0, 1))
-        return found.embedding + flat.reshape(found.embedding.shape)
-
-
-class Objective:
-    """sum of weight x loss over a primary, which owns the free tokens, and any number of named secondaries.
-
-    Example::
-
-        Objective(Term(lm, NLL()), {"clip": Term(clip, CosineDistance(image), weight=20, adapter=adapter)})
-
-    Raises:
-        FuseError: a secondary under the primary's name.
-    """
-
-    def __init__(self, primary: Term, secondaries: Mapping[str, Term] | None = None, constraints: Constraints | None = None) -> None:
         self.primary = primary
         self.constraints = constraints or Constraints()
         self.allowed = self.constraints.allowed(primary.vocabulary)
         """The tokens that a prompt may hold."""
         self.secondaries = dict(secondaries or {})
         if PRIMARY in self.secondaries:
-            raise FuseError(f"secondary.{PRIMARY}: this key is taken; give the secondary another one")
+            raise FuseError(
+                f"secondary.{PRIMARY}: this key is taken; give the secondary another one"
+            )
         self.terms: dict[str, Term] = {PRIMARY: primary, **self.secondaries}
-        self.evaluations = 0
-        """How many different candidates have been scored."""
-        self._scored: OrderedDict[Ids, tuple[float, ...]] = OrderedDict()
+        self._valid: Memo[Ids, bool] = Memo(lambda row, _: ID_BYTES * len(row))
+        self._carried: dict[Ids, Float[Tensor, "s d"]] = {}
+        """What the adapters made of the latest rows: a step may ask twice, and the next one for
+        most again.
+        """
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """That of the primary, in which all ids are told."""
+    def vocabulary(self) -> EmbeddedVocabulary:
+        """The primary's vocabulary, to which all ids belong."""
         return self.primary.vocabulary
 
     def spell(self, text: str) -> Ids:
-        """The free tokens of a text that a search may start from.
+        """Return the free tokens of a text that a search may start from.
 
         Raises:
             FuseError: the primary's tokens do not spell it exactly, or it is too long for a model.
@@ -161,67 +79,114 @@ class Objective:
         forbidden = [token for token in ids if not self.allowed[token]]
         if forbidden:
             spelled = self.vocabulary.decode([(forbidden[0],)])[0]
-            raise FuseError(f"init={text!r}: the token {spelled!r} is not allowed; change the text or the constraints")
+            raise FuseError(
+                f"init={text!r}: the token {spelled!r} is not allowed; "
+                "change the text or the constraints"
+            )
         if not self.valid([ids])[0]:
             raise FuseError(
-                f"init={text!r}: too long for a model, not spelled exactly by the primary's tokens, or against the constraints; change it"
+                f"init={text!r}: too long for a model, "
+                "not spelled exactly by the primary's tokens, "
+                "or against the constraints; change it"
             )
         return ids
 
     def spelled(self, texts: Sequence[str]) -> list[Ids | None]:
-        """For each text the allowed free tokens that spell it in its surroundings; None where there are none."""
+        """Return the allowed free tokens that spell each text in its surroundings; None where there
+        are none.
+        """
         rows = [e.free_ids for e in self.primary.encode(texts)]
-        return [
-            row if ok and row and all(self.allowed[token] for token in row) else None
-            for row, ok in zip(rows, self.valid(rows), strict=True)
-        ]
+        found: list[Ids | None] = []
+        for row, ok in zip(rows, self.valid(rows), strict=True):
+            allowed = ok and row and all(self.allowed[token] for token in row)
+            found.append(row if allowed else None)
+        return found
 
     def check_length(self, length: int) -> None:
-        """Raises FuseError where prompts of so many free tokens do not fit the primary's context."""
-        if length > self.primary.room:
-            raise FuseError(f"prompt_length={length}: the primary's context has room for {self.primary.room} tokens; choose fewer")
+        """Raise FuseError where prompts of so many free tokens do not fit the primary's context."""
+        limit = self.primary.max_free_tokens
+        if length > limit:
+            raise FuseError(
+                f"prompt_length={length}: the primary's context has room for {limit} "
+                "tokens; choose fewer"
+            )
 
-    def expand(self, beam: Sequence[Ids]) -> None:
-        """Candidates are made from these rows next: what they share with them need not be computed again."""
-        expand_together([(self, beam)])
+    def valid(self, rows: Sequence[Ids]) -> list[bool]:
+        """Whether each row's text, in its surroundings, spells the row again, fits every model and
+        the constraints.
 
-    def evaluate(self, rows: Sequence[Ids]) -> Evaluation:
-        """Losses of rows of free tokens: decode, re-tokenise for every model, score.
-
-        A row is refused (loss inf) if its text does not tokenise to itself, is too long for some model, or is against the
-        constraints. What was scored lately is not scored again.
+        What was decided of a row is remembered.
         """
-        return evaluate_together([(self, rows)])[0]
+        return self._valid.look_up([tuple(row) for row in rows], self._decide)
 
-    def _new(self, rows: Sequence[Ids]) -> tuple[list[Ids], list[int], dict[str, list[Encoded]]]:
-        """The different rows that were not scored lately, which of them are valid, and what each model reads for these."""
-        new = list(dict.fromkeys(tuple(row) for row in rows if tuple(row) not in self._scored))
-        return new, *self._encode(new)
+    def _decide(self, rows: list[Ids]) -> list[bool]:
+        """Decide which rows are valid."""
+        prompts = self.vocabulary.decode(rows)
+        fixed = len(self.primary.surroundings.ids)
+        valid = []
+        for row, prompt, e in zip(rows, prompts, self.primary.encode(prompts), strict=True):
+            spells_itself = e.free_ids == row and len(e.ids) == fixed + len(row)
+            valid.append(spells_itself and self.constraints.accept(self.vocabulary, row, prompt))
+        for term in self.terms.values():
+            kept = [i for i, ok in enumerate(valid) if ok]
+            fits = term.fits(term.encode([prompts[i] for i in kept]))
+            for i, fit in zip(kept, fits, strict=True):
+                valid[i] = fit
+        return valid
 
-    def _recall(self, rows: Sequence[Ids]) -> Evaluation:
-        """The losses of rows that are known."""
-        losses = torch.tensor([self._scored[tuple(row)] for row in rows]).reshape(len(rows), len(self.terms))
-        while len(self._scored) > MEMO:
-            self._scored.popitem(last=False)
-        return Evaluation(self._total(losses), dict(zip(self.terms, losses.unbind(1), strict=True)))
+    # --- losses ----------------------------------------------------------------------------------
 
-    def _total(self, losses: Float[Tensor, "n t"]) -> Float[Tensor, " n"]:
-        """The weighted sum of the terms' losses."""
-        # A refused row's term stays inf even where its weight is 0; what overflowed in a half type is refused too
+    def prefill(self, beam: Sequence[Ids]) -> None:
+        """Begin a step whose candidates are made from these rows.
+
+        What they share with the rows need not be computed again.
+        """
+        ObjectiveGroup([self]).prefill([beam])
+
+    def clear(self) -> None:
+        """Forget what was computed of any text: the next step depends on nothing before it."""
+        self._carried = {}
+        for term in self.terms.values():
+            term.clear()
+
+    def evaluate(
+        self,
+        candidates: Candidates | Sequence[Ids],
+        known: Known | None = None,
+        num_ranked: int = MIN_PRECISE,
+    ) -> Evaluation:
+        """Return the losses of candidates: decode, re-tokenise for every model, score.
+
+        Args:
+            known: losses of candidates that need not be scored again.
+            num_ranked: how many of the candidates are compared with one another later; where a term
+                has a precise model, so many of the best are scored by it, and `MIN_PRECISE` at
+                least.
+        """
+        group = ObjectiveGroup([self])
+        (found,) = group.evaluate([as_candidates(candidates)], [known or {}], [num_ranked])
+        return found
+
+    def total(self, losses: Float[Tensor, "n t"]) -> Float[Tensor, " n"]:
+        """Return the weighted sum of the terms' losses; inf where one is not finite."""
         weights = torch.tensor([term.weight for term in self.terms.values()])
-        return torch.where(losses.isfinite().all(1), losses @ weights, torch.inf)
+        return torch.where(losses.isfinite().all(1), losses.nan_to_num() @ weights, torch.inf)
 
-    def _settle(self, losses: Float[Tensor, "n t"], encoded: dict[str, list[Encoded]]) -> None:
-        """Score the best few anew by the precise models, in place, until the best few are such."""
-        coarse = [(column, name) for column, (name, term) in enumerate(self.terms.items()) if term.precise is not term.scorer]
+    def settle(self, losses: Float[Tensor, "n t"], prompts: Sequence[str], num_ranked: int) -> None:
+        """Score the best candidates anew by the precise models, in place, until the best ones are
+        such.
+        """
+        coarse = [(i, t) for i, t in enumerate(self.terms.values()) if t.precise is not t.engine]
         settled: set[int] = set()
         while coarse:
-            total = self._total(losses)
-            best = [i for i in total.argsort(stable=True)[:FEW].tolist() if i not in settled and total[i] < torch.inf]
+            total = self.total(losses)
+            best = total.argsort(stable=True)[: max(MIN_PRECISE, num_ranked)].tolist()
+            best = [i for i in best if i not in settled and total[i] < torch.inf]
             if not best:
                 break
-            for column, name in coarse:
-                losses[best, column] = self.terms[name].precise.score([encoded[name][i] for i in best])
+            for column, term in coarse:
+                encoded = term.encode([prompts[i] for i in best])
+                losses[best, column] = term.precise.score(encoded)
             settled.update(best)
 
     @property
@@ -231,66 +196,219 @@ class Objective:
 
     def says_label(self, rows: Sequence[Ids]) -> list[bool]:
         """Whether greedy decoding after each row of free tokens says the label, token for token."""
-        return self.primary.scorer.says(self.primary.encode(self.vocabulary.decode(rows))) if self.elicits else [False] * len(rows)
+        if not self.elicits:
+            return [False] * len(rows)
+        return self.primary.engine.says(self.primary.encode(self.vocabulary.decode(rows)))
 
     def evaluate_text(self, prompt: str) -> tuple[float, dict[str, TermResult]]:
-        """The total loss of exactly this text, each term's share, and what each model read."""
-        results = {
-            name: TermResult(float(term.precise.score(term.encode([prompt]))[0]), term.weight, term.template.render(prompt)[0])
-            for name, term in self.terms.items()
-        }
+        """Return the total loss of exactly this text, and of each term its loss and what its model
+        read.
+        """
+        losses = []
+        for term in self.terms.values():
+            losses.append(float(term.precise.score(term.encode([prompt]))[0]))
+        results = self.term_results(prompt, losses)
         return sum(term.weight * term.loss for term in results.values()), results
 
-    def valid(self, rows: Sequence[Ids]) -> list[bool]:
-        """Whether each row's text, in its surroundings, tokenises to the row again, fits every model and the constraints."""
-        kept = set(self._encode(rows)[0])
-        return [i in kept for i in range(len(rows))]
+    def term_results(self, prompt: str, losses: Sequence[float]) -> dict[str, TermResult]:
+        """Return of each term its loss, as given, and what its model reads."""
+        found = {}
+        for (name, term), loss in zip(self.terms.items(), losses, strict=True):
+            found[name] = TermResult(loss, term.weight, term.template.render(prompt)[0])
+        return found
 
-    def _encode(self, rows: Sequence[Ids]) -> tuple[list[int], dict[str, list[Encoded]]]:
-        """Which rows are valid, and what each model reads for these."""
-        prompts, fixed, accept = self.vocabulary.decode(rows), len(self.primary.surroundings.ids), self.constraints.accept
-        own = zip(self.primary.encode(prompts), map(tuple, rows), prompts, strict=True)
-        spelled = [e.free_ids == row and len(e.ids) == fixed + len(row) and accept(self.vocabulary, row, text) for e, row, text in own]
-        kept = [i for i, ok in enumerate(spelled) if ok]
-        for term in self.terms.values():
-            encoded = term.encode([prompts[i] for i in kept])
-            kept = [i for i, e in zip(kept, encoded, strict=True) if len(e.ids) <= term.vocabulary.max_length]
-        return kept, {name: term.encode([prompts[i] for i in kept]) for name, term in self.terms.items()}
+    # --- gradients -------------------------------------------------------------------------------
+
+    def token_gradient(
+        self, rows: Sequence[Ids], positions: Sequence[int], linearise: Sequence[str] = ("current",)
+    ) -> Float[Tensor, "b v"]:
+        """Return the gradient by the one-hot token at one position of each row, up to a constant a
+        row.
+
+        Args:
+            linearise: what the models read at the position, of `fuse.nn.embedding_table.POINTS`; of
+                several such points the gradients are standardised over the allowed tokens, and
+                summed.
+        """
+        by_point = [self._token_gradient(rows, positions, point) for point in linearise]
+        if len(by_point) == 1:
+            return by_point[0]
+        return torch.stack([standardised(one, self.allowed) for one in by_point]).sum(0)
+
+    def _token_gradient(
+        self, rows: Sequence[Ids], positions: Sequence[int], point: str
+    ) -> Float[Tensor, "b v"]:
+        """Return the weighted sum of the terms' gradients with one point read at each position."""
+        shape = len(rows), len(self.vocabulary)
+        total = self.vocabulary.embedding.new_zeros(shape, dtype=torch.float32)
+        for term in self.weighed_terms():
+            if term.adapter is None:
+                total += term.weight * term.token_gradient(rows, positions, point)
+                continue
+            kept = self._readable(rows, term)
+            if kept:
+                own = [rows[i] for i in kept], [positions[i] for i in kept]
+                total[kept] += term.weight * term.adapter.token_scores(*own, term, point).to(total)
+        return total
+
+    def proposals(
+        self,
+        rows: Sequence[Ids],
+        positions: Sequence[int],
+        top_k: int,
+        linearise: Sequence[str] = ("current",),
+    ) -> list[list[list[Ids]]]:
+        """Return what each secondary proposes whose adapter does not rank the primary's tokens.
+
+        Returns:
+            For each such secondary and each row some rows of valid text, with a word of the
+            secondary's own in the place of that at the row's position, one of its `top_k` best by
+            its gradient at any of the points `linearise`.
+        """
+        pools = []
+        for term in self.weighed_terms():
+            if term.adapter is None or term.adapter.ranks:
+                continue
+            pool: list[list[Ids]] = [[] for _ in rows]
+            kept = self._readable(rows, term)
+            for point in linearise if kept else ():
+                own = [rows[i] for i in kept], [positions[i] for i in kept]
+                texts = term.adapter.proposals(*own, term, top_k, point)
+                for i, proposed in zip(kept, texts, strict=True):
+                    pool[i] += [row for row in self.spelled(proposed) if row]
+            pools.append(pool)
+        return pools
+
+    def embedding_gradient(
+        self, rows: Sequence[Ids], embeddings: Float[Tensor, "b s d"] | None = None
+    ) -> Float[Tensor, "b s d"]:
+        """Return the gradient by continuous prompts; models with other tokens read the text of
+        `rows`.
+
+        Args:
+            rows: the tokens nearest to the continuous prompts.
+            embeddings: the continuous prompts; None for the rows' own embeddings: their losses are
+                computed as well, and not once more when the rows are evaluated in the same step.
+        """
+        new = [row for row in dict.fromkeys(rows) if row not in self._carried]
+        carried = {**self._carried, **dict(zip(new, self._carry(new), strict=True))}
+        self._carried = {row: carried[row] for row in rows}
+        total = torch.stack([carried[row] for row in rows])
+        for term in self.weighed_terms():
+            if term.adapter is None:
+                total += term.weight * term.embedding_gradient(rows, embeddings)
+        return total
+
+    def _carry(self, rows: Sequence[Ids]) -> Float[Tensor, "b s d"]:
+        """Return what the adapters make of the gradients of models that read the rows' text, all of
+        one length.
+        """
+        length = len(rows[0]) if rows else 0
+        shape = len(rows), length, self.vocabulary.embedding.shape[1]
+        total = self.vocabulary.embedding.new_zeros(shape, dtype=torch.float32)
+        for term in self.weighed_terms():
+            kept = self._readable(rows, term) if term.adapter is not None else []
+            if not kept or term.adapter is None:
+                continue
+            repeated: list[Ids] = []
+            positions: list[int] = []
+            for i in kept:
+                repeated += [rows[i]] * length
+                positions += range(length)
+            found = term.adapter.embedding_gradient(repeated, positions, term)
+            total[kept] += term.weight * found.reshape(total[kept].shape).to(total)
+        return total
+
+    def weighed_terms(self) -> Iterable[Term]:
+        """Return the terms whose weight is not zero."""
+        return [term for term in self.terms.values() if term.weight]
+
+    def _readable(self, rows: Sequence[Ids], term: Term) -> list[int]:
+        """Return which rows fit a secondary's context; the others, whose candidates are refused
+        anyway, have no say.
+        """
+        fits = term.fits(term.encode(self.vocabulary.decode(rows)))
+        return [i for i, fit in enumerate(fits) if fit]
+
+    def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
+        """Return the primary's log p(next token) after each row.
+
+        Raises:
+            FuseError: the primary is no causal LM.
+        """
+        model = self.primary.model
+        if not isinstance(model, CausalLM):
+            kind = type(model).__name__
+            raise FuseError(
+                f"primary={kind}: this method reads next-token probabilities; use a causal LM"
+            )
+        encoded = self.primary.with_surroundings(rows)
+        return self.primary.engine.next_token_log_probs([e.up_to_prompt().ids for e in encoded])
 
 
-Asked = Sequence[tuple[Objective, Sequence[Ids]]]
-"""Objectives, and rows of free tokens for each of them."""
+class ObjectiveGroup:
+    """Objectives whose equal terms share forward passes, for searches side by side."""
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self.objectives = list(objectives)
+        members: dict[Hashable, list[tuple[int, str]]] = {}
+        for i, objective in enumerate(objectives):
+            for name, term in objective.terms.items():
+                # No term of one objective with another of the same
+                members.setdefault((name, term.engine.group_key), []).append((i, name))
+        self._members = list(members.values())
+
+    def _group(self, members: Sequence[tuple[int, str]]) -> EngineGroup:
+        return EngineGroup([self.objectives[i].terms[name].engine for i, name in members])
+
+    def prefill(self, beams: Sequence[Sequence[Ids]]) -> None:
+        """Do `Objective.prefill` for each objective, with a beam of its own."""
+        pairs = zip(self.objectives, beams, strict=True)
+        prompts = [objective.vocabulary.decode(beam) for objective, beam in pairs]
+        for members in self._members:
+            terms = [(self.objectives[i].terms[name], prompts[i]) for i, name in members]
+            self._group(members).prefill([term.encode(own) for term, own in terms])
+
+    def evaluate(
+        self, candidates: Sequence[Candidates], known: Sequence[Known], num_ranked: Sequence[int]
+    ) -> list[Evaluation]:
+        """Do `Objective.evaluate` for each objective, with candidates of its own."""
+        new, prompts = [], []
+        for objective, own, old in zip(self.objectives, candidates, known, strict=True):
+            rows = [row for row in dict.fromkeys(map(tuple, own.ids)) if row not in old]
+            valid = objective.valid(rows)
+            new.append([row for row, ok in zip(rows, valid, strict=True) if ok])
+            prompts.append(objective.vocabulary.decode(new[-1]))
+        losses = [
+            torch.zeros(len(rows), len(o.terms))
+            for rows, o in zip(new, self.objectives, strict=True)
+        ]
+        for members in self._members:
+            terms = [(self.objectives[i].terms[name], prompts[i]) for i, name in members]
+            found = self._group(members).score([term.encode(own) for term, own in terms])
+            for (i, name), values in zip(members, found, strict=True):
+                losses[i][:, list(self.objectives[i].terms).index(name)] = values
+        evaluations = []
+        for i, objective in enumerate(self.objectives):
+            objective.settle(losses[i], prompts[i], num_ranked[i])
+            scored = dict(zip(new[i], map(tuple, losses[i].tolist()), strict=True))
+            evaluations.append(_evaluation(objective, candidates[i], known[i], scored))
+        return evaluations
 
 
-def expand_together(asked: Asked) -> None:
-    """`Objective.expand` of each: terms that are alike read in shared passes what candidates have in common with the rows."""
-    encoded = [{name: term.encode(texts) for name, term in objective.terms.items()}
-               for objective, rows in asked for texts in [objective.vocabulary.decode(rows)]]  # fmt: skip
-    for members in _alike([objective for objective, _ in asked]):
-        expand_scorers([asked[i][0].terms[name].scorer for i, name in members], [encoded[i][name] for i, name in members])
+def _evaluation(
+    objective: Objective, candidates: Candidates, known: Known, scored: Known
+) -> Evaluation:
+    """Put losses that were known and new ones into the order of the candidates."""
+    refused = (torch.inf,) * len(objective.terms)
+    rows = [tuple(row) for row in candidates.ids]
+    values = [known[row] if row in known else scored.get(row, refused) for row in rows]
+    losses = torch.tensor(values).reshape(len(rows), len(objective.terms))
+    valid = torch.tensor([row in known or row in scored for row in rows], dtype=torch.bool)
+    terms = dict(zip(objective.terms, losses.unbind(1), strict=True))
+    return Evaluation(candidates, objective.total(losses), terms, valid)
 
 
-def evaluate_together(asked: Asked) -> list[Evaluation]:
-    """`Objective.evaluate` of each: terms that are alike score in shared forward passes."""
-    new = [objective._new(rows) for objective, rows in asked]
-    found = [torch.full((len(of), len(objective.terms)), torch.inf) for (of, _, _), (objective, _) in zip(new, asked, strict=True)]
-    for members in _alike([objective for objective, _ in asked]):
-        scorers = [asked[i][0].terms[name].scorer for i, name in members]
-        for (i, name), losses in zip(members, score_together(scorers, [new[i][2][name] for i, name in members]), strict=True):
-            found[i][new[i][1], list(asked[i][0].terms).index(name)] = losses
-    for (objective, _), (of, kept, encoded), losses in zip(asked, new, found, strict=True):
-        settled = losses[kept]
-        objective._settle(settled, encoded)
-        losses[kept] = settled
-        objective.evaluations += len(kept)
-        objective._scored.update(zip(of, map(tuple, losses.tolist()), strict=True))
-    return [objective._recall(rows) for objective, rows in asked]
-
-
-def _alike(objectives: Sequence[Objective]) -> list[list[tuple[int, str]]]:
-    """The terms, as objective and name, in groups that can share forward passes; no term of one objective with another."""
-    groups: dict[Any, list[tuple[int, str]]] = {}
-    for i, objective in enumerate(objectives):
-        for name, term in objective.terms.items():
-            groups.setdefault((name, term.scorer.alike), []).append((i, name))
-    return list(groups.values())
+def as_candidates(candidates: Candidates | Sequence[Ids]) -> Candidates:
+    """Return candidates; rows of ids are candidates without parents."""
+    return candidates if isinstance(candidates, Candidates) else Candidates(candidates)

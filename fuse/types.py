@@ -1,88 +1,89 @@
 """The records that pass between stages.
 
-Shape letters: b beam or batch, n candidates, s free length, t full length, v vocabulary, d width, k subtokens.
+Shape letters: b beam or batch, n candidates, s free length, t full length, v vocabulary, d width, k
+subtokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fuse.models.output import Contexts
-
 Ids = tuple[int, ...]
-"""Token ids of one sequence. Hashable, so that duplicates, memos and frontiers are plain sets and dictionaries."""
+"""Token ids of one sequence.
+
+Hashable, so that duplicates, memos and frontiers are sets and dictionaries.
+"""
+
+UNCHANGED: Any = type("Unchanged", (), {"__repr__": lambda _: "UNCHANGED"})()
+"""In the place of a state: the state is as it was."""
 
 
 @dataclass(frozen=True)
-class Trunk:
-    """Rows that a causal model has read, kept so that others go on from them."""
+class Candidates:
+    """Sequences of free tokens that await their losses."""
 
-    states: Sequence[tuple[Float[Tensor, "r h t e"], Float[Tensor, "r h t e"]]]
-    """Keys and values of every layer; empty where the model cannot go on from the middle of a row."""
-    columns: Sequence[int] = ()
-    """The positions, one after another, after which `contexts` foretell the next token."""
-    contexts: Contexts | None = None
-    """Those of a language model, one column after another in each row."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """What a batch need not read anew: of row i, what stands in row `row[i]` of `trunk` too.
-
-    The keys, values and prediction of that row's position `known[i, p]` stand for those of position p; -1 where the token is
-    read. They are those of position p, but where `guessed`: there what comes before may differ, and results are estimates.
-    """
-
-    trunk: Trunk
-    row: Int[Tensor, " b"]
-    known: Int[Tensor, "b t"]
-    guessed: bool = False
-
-    @property
-    def length(self) -> int:
-        """How many tokens no row has to read, from its first on."""
-        return int((self.known >= 0).cumprod(1).sum(1).min())
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A padded batch for one model. `embeddings` and `labels` are set where a gradient is wanted."""
-
-    ids: Int[Tensor, "b t"]
-    mask: Bool[Tensor, "b t"]
-    """True at real tokens; padding is on the right."""
-    free: Bool[Tensor, "b t"]
-    """True at the tokens that spell the prompt."""
-    label: Bool[Tensor, "b t"]
-    """True at the tokens of the label (the text to elicit)."""
-    embeddings: Float[Tensor, "b t d"] | None = None
-    """What the model reads instead of looking `ids` up."""
-    label_places: Int[Tensor, "b p"] | None = None
-    """Positions whose own token is picked as a label through `labels`; a repeated one adds up."""
-    labels: Float[Tensor, "b p v"] | None = None
-    """A shift of the one-hot rows by which a loss picks the tokens at `label_places`; zero in value, read for its gradient."""
-    branch: Branch | None = None
-    """Where a causal model goes on from; the ids hold the whole rows nevertheless."""
-
-    def lines(self, rows: Int[Tensor, " u"]) -> Inputs:
-        """Some of the rows, without what `label_places` and `labels` say of them."""
-        branch = self.branch and replace(self.branch, row=self.branch.row[rows], known=self.branch.known[rows])
-        embeddings = None if self.embeddings is None else self.embeddings[rows]
-        return Inputs(self.ids[rows], self.mask[rows], self.free[rows], self.label[rows], embeddings, branch=branch)
+    ids: Sequence[Ids] = ()
+    parents: Sequence[int] = ()
+    """The row of the beam that each came from; empty where a method does not say."""
+    state: Any = UNCHANGED
+    """The method's next state, where proposing has changed it."""
+    num_non_finite: int = 0
+    """How many proposals were dropped because a gradient was not finite."""
+    over: bool = False
+    """Whether the method has nothing more to propose."""
+    rng: Tensor | None = field(default=None, repr=False)
+    """The state of the generator after proposing; set by the search."""
+    began: float = field(default_factory=perf_counter, repr=False)
+    """When proposing began, by `time.perf_counter`; set by the search."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses of n sequences: the weighted sum, and each term's own unweighted loss. inf marks a refused sequence."""
+    """Losses of n candidates."""
 
+    candidates: Candidates
     loss: Float[Tensor, " n"]
+    """The weighted sum of the terms; inf for a candidate that is refused, or whose loss is not
+    finite.
+    """
     terms: dict[str, Float[Tensor, " n"]]
+    """Each term's own loss, without its weight."""
+    valid: Bool[Tensor, " n"]
+    """Whether the text spells itself, fits every model and obeys the constraints."""
+
+    @property
+    def num_non_finite(self) -> int:
+        """How many valid candidates have a loss that is not finite."""
+        return int((self.valid & ~self.loss.isfinite()).sum())
+
+    def entries(self) -> list[Entry]:
+        """Return the candidates that count, each once, in their order."""
+        found: dict[Ids, Entry] = {}
+        terms = [losses.tolist() for losses in self.terms.values()]
+        for i, (ids, loss) in enumerate(zip(self.candidates.ids, self.loss.tolist(), strict=True)):
+            if loss < float("inf"):
+                own = tuple(losses[i] for losses in terms)
+                found.setdefault(tuple(ids), Entry(loss, tuple(ids), own))
+        return list(found.values())
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One scored sequence.
+
+    It sorts by loss, equal losses by tokens, so that the order is always the same.
+    """
+
+    loss: float
+    ids: Ids
+    terms: tuple[float, ...] = field(default=(), compare=False)
+    """Each term's own loss, in the order of the objective's terms."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ class Step:
 
 @dataclass(frozen=True)
 class TermResult:
-    """One term of the final objective: its unweighted loss, its weight, and the whole text that its model read."""
+    """One term of the final objective: its loss without its weight, its weight, and the text its
+    model read.
+    """
 
     loss: float
     weight: float
@@ -111,10 +114,9 @@ class TermResult:
 
 @dataclass(frozen=True)
 class Result:
-    """The best prompt of a search. `loss` is the loss of exactly `prompt`, re-tokenised by every model.
+    """The best prompt of a search.
 
-    `found` holds every different prompt that the method collected (those that elicit the label), and `token_counts` how
-    often these hold each token.
+    `loss` is the loss of exactly `prompt`, re-tokenised by every model.
     """
 
     prompt: str
@@ -124,7 +126,14 @@ class Result:
     terms: dict[str, TermResult]
     steps: int
     evaluations: int
+    """How many different candidates were scored."""
     seconds: float
     found: tuple[str, ...] = ()
+    """Every different prompt that the method collected: those that elicit the label."""
     token_counts: dict[str, int] = field(default_factory=dict)
+    """How often these hold each token."""
     trace: tuple[Step, ...] = field(repr=False, default=())
+    ended: str = ""
+    """Why the search ended."""
+    num_non_finite: int = 0
+    """How many candidates were dropped because a loss or a gradient was not finite."""

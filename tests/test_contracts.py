@@ -1,63 +1,104 @@
-"""Laws that hold for every method x strategy x number of secondaries x adapter; a new name in their lists is enrolled by that alone.
+"""Laws of every method x strategy x number of secondaries x adapter.
 
-The whole grid runs under `pytest -m full`; plain `pytest` takes a slice that has every part in it.
+A new name in the registry is enrolled by that alone. The whole grid runs under `pytest -m full`;
+plain `pytest` takes a slice that has every part in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import inspect
+from dataclasses import astuple, replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
+import toys
 from conftest import ROOT
 
 import fuse
-from fuse.adapter import ADAPTERS, Adapter
-from fuse.loop import check_combination
-from fuse.methods import METHODS, Method
-from fuse.strategies import Strategy
-from fuse.types import Result
+from fuse.registry import ADAPTERS, METHODS, STRATEGIES
+from fuse.search.checks import check_combination
 
 STEPS = 4
-STRATEGIES: dict[str, Strategy] = {"greedy": fuse.Beam(1), "beam": fuse.Beam(3), "uniform_cost": fuse.UniformCost()}
+WORDS = "a red blue green house boat cup tree by the sea in snow at night turquoise umbrella sad"
+NAMED = {"greedy": fuse.Beam(1), "beam": fuse.Beam(3), "uniform_cost": fuse.UniformCost()}
+"""Strategies by the names that a user types; others of the registry join by theirs."""
+ALL_STRATEGIES: dict[str, fuse.Strategy] = {
+    **NAMED,
+    **{name: STRATEGIES[name]() for name in STRATEGIES if name not in NAMED},
+}
 SECONDARIES = ("clip", "mood")
 SMALL = {"search_width": 12, "texts": ("A red house in the snow.",)}
 
 
-def method_of(name: str, **options: object) -> Method:
-    """A method, small enough for tests."""
-    fields = {field.name for field in dataclasses.fields(METHODS[name])}  # type: ignore[arg-type]
-    return METHODS[name](**{key: value for key, value in {**SMALL, **options}.items() if key in fields})
+def method_of(name: str, **options: object) -> fuse.Method:
+    """Return a method, small enough for tests."""
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    given = {key: value for key, value in {**SMALL, **options}.items() if key in fields}
+    return METHODS[name](**given)
 
 
 def goes_together(method: str, strategy: str) -> bool:
-    return STRATEGIES[strategy] == fuse.Beam(1) or not METHODS[method].greedy_only
+    return ALL_STRATEGIES[strategy] == fuse.Beam(1) or not METHODS[method].greedy_only
 
 
-PAIRS = [pair for pair in product(METHODS, STRATEGIES) if goes_together(*pair)]
-# Each pair once, with the numbers of secondaries and the adapters in turn: both of them for every method
-SLICE = [(m, s, (1, 2, 0)[i % 3], list(ADAPTERS)[i % len(ADAPTERS)]) for i, (m, s) in enumerate(PAIRS)]
-SLICE += [(m, "greedy", 1, a) for m, a in product(METHODS, ADAPTERS) if (m, "greedy", 1, a) not in SLICE]
-WHOLE = [(m, s, n, a) for (m, s), n, a in product(PAIRS, (0, 1, 2), ADAPTERS) if n or a == next(iter(ADAPTERS))]
-GRID = SLICE + [pytest.param(*cell, marks=pytest.mark.full) for cell in WHOLE if cell not in SLICE]
+PAIRS = [pair for pair in product(METHODS, ALL_STRATEGIES) if goes_together(*pair)]
+Cell = tuple[str, str, int, str]
+
+
+def whole_grid() -> list[Cell]:
+    """Return every method, strategy, number of secondaries and adapter."""
+    cells = []
+    for (method, strategy), number, adapter in product(PAIRS, (0, 1, 2), ADAPTERS):
+        if number or adapter == next(iter(ADAPTERS)):
+            cells.append((method, strategy, number, adapter))
+    return cells
+
+
+def slice_of_grid() -> list[Cell]:
+    """Return each pair once, with secondaries and adapters in turn, and each adapter too."""
+    cells = []
+    for i, (method, strategy) in enumerate(PAIRS):
+        cells.append((method, strategy, (1, 2, 0)[i % 3], list(ADAPTERS)[i % len(ADAPTERS)]))
+    for method, adapter in product(METHODS, ADAPTERS):
+        cell = (method, "greedy", 1, adapter)
+        if cell not in cells:
+            cells.append(cell)
+    return cells
+
+
+SLICE = slice_of_grid()
+OTHERS = [pytest.param(*cell, marks=pytest.mark.full) for cell in whole_grid() if cell not in SLICE]
 
 
 @pytest.fixture(scope="module")
-def adapters(lm: fuse.CausalLM, clip: fuse.CLIP, mood: fuse.Classifier) -> dict[tuple[str, str], Adapter]:
-    words = "a red blue green house boat cup tree by the sea in snow at night turquoise umbrella mushroom sad".split()  # noqa: SIM905
+def adapters(
+    lm: fuse.CausalLM, clip: fuse.CLIP, mood: fuse.Classifier
+) -> dict[tuple[str, str], fuse.Adapter]:
     targets = {"clip": clip, "mood": mood}
-    return {(name, key): kind.fit(lm.vocabulary, targets[key], words) for name, kind in ADAPTERS.items() for key in SECONDARIES}
+    found = {}
+    for (name, kind), key in product(ADAPTERS.items(), SECONDARIES):
+        found[name, key] = kind.fit(lm.vocabulary, targets[key], WORDS.split())
+    return found
 
 
 @pytest.fixture
 def objective(
-    secondaries: int, adapter_name: str, adapters: dict, lm: fuse.CausalLM, clip: fuse.CLIP, mood: fuse.Classifier, house: torch.Tensor
+    secondaries: int,
+    adapter_name: str,
+    adapters: dict[tuple[str, str], fuse.Adapter],
+    lm: fuse.CausalLM,
+    clip: fuse.CLIP,
+    mood: fuse.Classifier,
+    house: torch.Tensor,
 ) -> fuse.Objective:
+    by_clip, by_mood = adapters[adapter_name, "clip"], adapters[adapter_name, "mood"]
+    loss = fuse.CosineDistance(house)
     terms = {
-        "clip": fuse.Term(clip, fuse.CosineDistance(house), weight=10, prefix="a picture:", adapter=adapters[adapter_name, "clip"]),
-        "mood": fuse.Term(mood, fuse.ClassNLL(1), adapter=adapters[adapter_name, "mood"]),
+        "clip": fuse.Term(clip, loss, weight=10, prefix="a picture:", adapter=by_clip),
+        "mood": fuse.Term(mood, fuse.ClassNLL(1), adapter=by_mood),
     }
     chosen = {key: terms[key] for key in SECONDARIES[:secondaries]}
     return fuse.Objective(fuse.Term(lm, fuse.NLL(), prefix="Look:"), chosen)
@@ -73,103 +114,167 @@ def adapter_name() -> str:
     return "semantic"
 
 
-def run(objective: fuse.Objective, method: str, strategy: str, seed: int = 0, **options: object) -> Result:
-    generator = torch.Generator().manual_seed(seed)
-    return fuse.search(objective, method_of(method, **options), STRATEGIES[strategy], steps=STEPS, generator=generator)
+def run(
+    objective: fuse.Objective, method: str, strategy: str, seed: int = 0, **options: object
+) -> fuse.Result:
+    rng = torch.Generator().manual_seed(seed)
+    chosen = method_of(method, **options)
+    return fuse.search(objective, chosen, ALL_STRATEGIES[strategy], steps=STEPS, generator=rng)
 
 
-def told(result: Result) -> list[tuple]:
-    """The trace without its clock and without its count of evaluations, which a memo makes smaller."""
-    return [(s.step, s.method, s.free_ids, s.prompt, s.loss, s.best_loss, tuple(s.terms.items())) for s in result.trace]
+def comparable(result: fuse.Result) -> list[tuple[Any, ...]]:
+    """Return the trace without its clock."""
+    return [astuple(replace(step, seconds=0.0)) for step in result.trace]
 
 
-@pytest.mark.parametrize(("method", "strategy", "secondaries", "adapter_name"), GRID)
+@pytest.mark.parametrize(("method", "strategy", "secondaries", "adapter_name"), [*SLICE, *OTHERS])
 def test_contracts(objective: fuse.Objective, method: str, strategy: str, secondaries: int) -> None:
-    result = run(objective, method, strategy)
-    trace = result.trace
-    assert 1 <= len(trace) == result.steps <= STEPS
-    assert {step.method for step in trace} == {method}
-
-    # the same seed gives the same trace
-    assert told(run(objective, method, strategy)) == told(result)
-
-    # the best loss never rises, and the result is the best of the trace and the start
-    bests = [step.best_loss for step in trace]
-    assert bests == sorted(bests, reverse=True)
-    assert all(step.best_loss <= step.loss for step in trace)
-    assert result.loss == pytest.approx(bests[-1], abs=1e-4)
+    search = fuse.Search(objective, method_of(method), ALL_STRATEGIES[strategy], steps=STEPS)
+    result = fuse.check_search(search)
+    if method_of(method).steps:
+        assert 1 <= len(result.trace) == result.steps <= STEPS
+        assert {step.method for step in result.trace} == {method}
     assert result.loss <= result.initial_loss + 1e-4
-    assert math.isfinite(result.initial_loss)
-
-    # the loss is that of exactly the text, re-tokenised by every model, and the sum of its terms
-    again, terms = objective.evaluate_text(result.prompt)
-    assert again == result.loss == sum(t.weight * t.loss for t in result.terms.values())
-    assert terms == result.terms
-    assert len(terms) == 1 + secondaries
+    assert len(result.terms) == 1 + secondaries
     if secondaries:
         assert result.terms["clip"].text.removeprefix("a picture:").strip() == result.prompt
-    assert objective.vocabulary.decode([result.free_ids]) == [result.prompt]
-
-    # no candidate that counts holds a forbidden token, and each spells itself
-    for step in trace:
-        assert all(objective.allowed[token] for token in step.free_ids)
-        assert objective.valid([step.free_ids]) == [True]
 
 
-@pytest.mark.parametrize(("method", "strategy"), [pair for pair in product(METHODS, STRATEGIES) if pair not in PAIRS])
-def test_what_means_nothing_together_is_refused(objective: fuse.Objective, method: str, strategy: str) -> None:
+TOYS: dict[str, tuple[fuse.Method, fuse.Strategy | None]] = {
+    "annealing": (fuse.GCG(search_width=12), toys.Annealing()),
+    "annealing, autodan": (fuse.AutoDAN(search_width=12), toys.Annealing()),
+    "pareto": (fuse.GCG(search_width=12), toys.Pareto()),
+    "pareto, autodan": (fuse.AutoDAN(search_width=12), toys.Pareto(4)),
+    "metropolis": (toys.MetropolisHastings(), None),
+}
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_parts_of_ones_own_obey_the_contracts(objective: fuse.Objective, toy: str) -> None:
+    method, strategy = TOYS[toy]
+    fuse.check_search(fuse.Search(objective, method, strategy, steps=6))
+
+
+@pytest.mark.parametrize("kind", [toys.Annealing, toys.Pareto, toys.MetropolisHastings])
+def test_a_part_of_ones_own_is_short(kind: type) -> None:
+    assert len(inspect.getsource(kind).splitlines()) < 60
+
+
+class Forgetful(fuse.GCG):
+    """Breaks the law that all chance comes from the generator."""
+
+    def propose(self, state: Any, beam: Any, guide: fuse.Guide, rng: torch.Generator) -> Any:
+        return super().propose(state, beam, guide, torch.default_generator)
+
+
+class Sticky(fuse.Random):
+    """Breaks the law that the state is a value."""
+
+    def propose(self, state: Any, beam: Any, guide: fuse.Guide, rng: torch.Generator) -> Any:
+        state.append(len(state))
+        return super().propose(state, beam, guide, rng)
+
+    def init(self, guide: fuse.Guide, start: Any, rng: torch.Generator) -> Any:
+        return [], super().init(guide, start, rng)[1]
+
+
+class Hidden(fuse.Random):
+    """Breaks the law that nothing is kept outside of the state."""
+
+    seen: list[int] = []  # noqa: RUF012
+
+    def propose(self, state: Any, beam: Any, guide: fuse.Guide, rng: torch.Generator) -> Any:
+        self.seen.append(1)
+        rng.manual_seed(len(self.seen))
+        return super().propose(state, beam, guide, rng)
+
+
+@pytest.mark.parametrize(
+    ("kind", "law"),
+    [(Forgetful, "another trace"), (Sticky, "changes the state"), (Hidden, "another trace")],
+)
+def test_a_part_that_breaks_a_law_is_caught(
+    objective: fuse.Objective, kind: type, law: str
+) -> None:
+    with pytest.raises(fuse.ContractError, match=law):
+        fuse.check_search(fuse.Search(objective, kind(search_width=12), steps=3))
+
+
+UNFIT = [pair for pair in product(METHODS, ALL_STRATEGIES) if pair not in PAIRS]
+
+
+@pytest.mark.parametrize(("method", "strategy"), UNFIT)
+def test_what_means_nothing_together_is_refused(
+    objective: fuse.Objective, method: str, strategy: str
+) -> None:
     with pytest.raises(fuse.FuseError, match=f"method={method}.*strategy=greedy"):
         run(objective, method, strategy)
-    check_combination(method_of(method), STRATEGIES["greedy"])
+    check_combination(method_of(method), ALL_STRATEGIES["greedy"])
 
 
 def test_the_readmes_table_of_combinations_is_this_one() -> None:
-    lines = [
-        f"| `{method}` | " + " | ".join("yes" if goes_together(method, strategy) else "-" for strategy in STRATEGIES) + " |"
-        for method in METHODS
-    ]
+    lines = []
+    for method in METHODS:
+        cells = ["yes" if goes_together(method, name) else "-" for name in NAMED]
+        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
     assert "\n".join(lines) in (ROOT / "README.md").read_text()
 
 
 def test_another_seed_gives_another_trace_where_chance_plays(objective: fuse.Objective) -> None:
     for method in ("gcg", "random", "embedding"):
-        assert told(run(objective, method, "greedy", seed=1)) != told(run(objective, method, "greedy", seed=2))
+        first, second = (run(objective, method, "greedy", seed=seed) for seed in (1, 2))
+        assert comparable(first) != comparable(second)
 
 
 def test_evaluate_in_a_batch_equals_one_by_one(objective: fuse.Objective) -> None:
-    rows = [ids for ids, _ in objective.vocabulary.encode([" a red house", " Anna", " two boats by the sea, and a kite"])]
+    texts = [" a red house", " Anna", " two boats by the sea, and a kite"]
+    rows = [ids for ids, _ in objective.vocabulary.encode(texts)]
     together = objective.evaluate(rows)
     for i, row in enumerate(rows):
-        objective._scored.clear()
+        objective.clear()
         alone = objective.evaluate([row])
         torch.testing.assert_close(together.loss[i : i + 1], alone.loss, atol=1e-4, rtol=0)
 
 
-def test_what_was_scored_is_not_scored_again(objective: fuse.Objective) -> None:
-    rows = [ids for ids, _ in objective.vocabulary.encode([" a red house", " Anna", " a red house"])]
+def test_known_losses_are_not_computed_again(objective: fuse.Objective, lm: fuse.CausalLM) -> None:
+    texts = [" a red house", " Anna", " a red house"]
+    rows = [ids for ids, _ in objective.vocabulary.encode(texts)]
     first = objective.evaluate(rows)
-    again = objective.evaluate(rows[::-1])
-    assert objective.evaluations == 2
+    known = {entry.ids: entry.terms for entry in first.entries()}
+    assert len(known) == 2
+    objective.clear()
+    passes: list[int] = []
+    with lm.network.register_forward_hook(lambda *_: passes.append(1)):
+        again = objective.evaluate(rows[::-1], known)
+    assert not passes
     assert torch.equal(first.loss, again.loss.flip(0))
 
 
 def test_rows_that_do_not_spell_themselves_are_refused(objective: fuse.Objective) -> None:
     vocabulary = objective.vocabulary
     row = vocabulary.encode([" a red house"])[0][0]
-    split = tuple(i for letter in "house" for i in vocabulary.encode([letter])[0][0])
-    losses = objective.evaluate([row, row + split, row * 60]).loss
-    assert losses.isfinite().tolist() == [True, False, False]
+    split: tuple[int, ...] = ()
+    for letter in "house":
+        split += vocabulary.encode([letter])[0][0]
+    evaluated = objective.evaluate([row, row + split, row * 60])
+    assert evaluated.loss.isfinite().tolist() == [True, False, False]
+    assert evaluated.valid.tolist() == [True, False, False]
+    assert evaluated.num_non_finite == 0
 
 
-def test_without_an_adapter_a_foreign_secondary_is_refused(lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor) -> None:
-    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), {"clip": fuse.Term(clip, fuse.CosineDistance(house))})
+def test_without_an_adapter_a_foreign_secondary_is_refused(
+    lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor
+) -> None:
+    secondary = fuse.Term(clip, fuse.CosineDistance(house))
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), {"clip": secondary})
     with pytest.raises(fuse.FuseError, match=r"secondary\.clip\.adapter"):
         fuse.search(objective, fuse.GCG(), fuse.Beam())
 
 
 def test_search_from_a_text(lm: fuse.CausalLM) -> None:
     objective = fuse.Objective(fuse.Term(lm, fuse.NLL()))
-    result = fuse.search(objective, fuse.AutoDAN(search_width=8), fuse.Beam(1), steps=3, init="A red house")
+    method = fuse.AutoDAN(search_width=8)
+    result = fuse.search(objective, method, fuse.Beam(1), steps=3, init="A red house")
     assert all(step.prompt.startswith("A red house") for step in result.trace)
     assert result.initial_loss == pytest.approx(objective.evaluate_text("A red house")[0], abs=1e-5)
     with pytest.raises(fuse.FuseError, match="init="):
@@ -178,6 +283,7 @@ def test_search_from_a_text(lm: fuse.CausalLM) -> None:
 
 def test_elicitation_beats_its_start(lm: fuse.CausalLM) -> None:
     objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("in the snow.")))
-    result = fuse.search(objective, fuse.GCG(search_width=32, prompt_length=4), fuse.Beam(2), steps=8)
+    method = fuse.GCG(search_width=32, prompt_length=4)
+    result = fuse.search(objective, method, fuse.Beam(2), steps=8)
     assert result.loss < result.initial_loss
     assert result.terms["primary"].text.endswith(" in the snow.")

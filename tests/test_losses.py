@@ -8,24 +8,39 @@ import pytest
 import torch
 
 import fuse
+from fuse.engine import Engine
 from fuse.losses import Loss
-from fuse.scoring import Scorer
-from fuse.vocabulary import Encoded, Template, pad
+from fuse.nn.batch import pad
+from fuse.text.template import Encoded, Template
 
-PROMPTS = ["A red house in the snow.", "There is", "a blue cup", "Anna", "A big turquoise umbrella stands alone by the sea."]
+PROMPTS = [
+    "A red house in the snow.",
+    "There is",
+    "a blue cup",
+    "Anna",
+    "A big turquoise umbrella stands alone by the sea.",
+]
 
 
-def rows(model: fuse.CausalLM, loss: Loss, prefix: str = "Look:", suffix: str = "Yes.") -> list[Encoded]:
+def rows(
+    model: fuse.CausalLM, loss: Loss, prefix: str = "Look:", suffix: str = "Yes."
+) -> list[Encoded]:
     return Template(prefix, suffix, loss.label).encode(model.vocabulary, PROMPTS)
 
 
-def log_p(model: fuse.CausalLM, ids: tuple[int, ...], place: int) -> float:
-    """log p(ids[place] | ids[:place]) by the network's own forward pass on nothing but the context."""
-    logits = model.network(input_ids=torch.tensor([ids[:place]])).logits[0, -1]
-    return float(logits.log_softmax(-1)[ids[place]])
+def log_p(model: fuse.CausalLM, ids: tuple[int, ...], position: int) -> float:
+    """Return log p(ids[position] | ids[:position]) by a pass of the network over the context."""
+    logits = model.network(input_ids=torch.tensor([ids[:position]])).logits[0, -1]
+    return float(logits.log_softmax(-1)[ids[position]])
 
 
-LOSSES = [fuse.NLL(), fuse.LogProb(), fuse.KLDiv(tau=0.5), fuse.CrossEntropy("a blue kite"), fuse.CrossEntropy("a blue kite", 0.3)]
+LOSSES = [
+    fuse.NLL(),
+    fuse.LogProb(),
+    fuse.KLDiv(tau=0.5),
+    fuse.CrossEntropy("a blue kite"),
+    fuse.CrossEntropy("a blue kite", 0.3),
+]
 NAMES = ["nll", "log_prob", "kl_div", "cross_entropy", "fluent_cross_entropy"]
 
 
@@ -33,15 +48,19 @@ def plain_loss(model: fuse.CausalLM, loss: Loss, row: Encoded) -> float:
     """A loss by its formula, one position after the other."""
     if isinstance(loss, fuse.KLDiv):
         table, values = model.vocabulary.embedding, []
-        for place in range(*row.free):
-            log_q = (-(table[row.ids[place]] - table).square().sum(-1) / loss.tau).log_softmax(-1)
-            log_ps = model.network(input_ids=torch.tensor([row.ids[:place]])).logits[0, -1].log_softmax(-1)
-            values.append(float((log_q.exp() * (log_q - log_ps)).sum()))
+        for position in range(*row.free):
+            distance = (table[row.ids[position]] - table).square().sum(-1)
+            log_q = (-distance / loss.tau).log_softmax(-1)
+            logits = model.network(input_ids=torch.tensor([row.ids[:position]])).logits[0, -1]
+            values.append(float((log_q.exp() * (log_q - logits.log_softmax(-1))).sum()))
         return sum(values) / len(values)
     means = []
     for start, end in (row.label, row.free) if loss.label else (row.free,):
-        means.append(sum(-log_p(model, row.ids, place) for place in range(start, end)) / (end - start))
-    return means[0] + (loss.perplexity_weight * means[1] if isinstance(loss, fuse.CrossEntropy) else 0.0)
+        log_ps = [log_p(model, row.ids, position) for position in range(start, end)]
+        means.append(-sum(log_ps) / len(log_ps))
+    if not isinstance(loss, fuse.CrossEntropy):
+        return means[0]
+    return means[0] + loss.perplexity_weight * means[1]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
@@ -56,14 +75,16 @@ def test_lm_losses_equal_a_plain_loop(lm: fuse.CausalLM, loss: Loss) -> None:
 def test_kl_div_tends_to_nll(lm: fuse.CausalLM) -> None:
     inputs = pad(rows(lm, fuse.NLL()), lm.device)
     exact = fuse.NLL()(lm, inputs)
-    gaps = [float((fuse.KLDiv(tau=tau)(lm, inputs) - exact).abs().max()) for tau in (0.5, 0.1, 0.001)]
+    gaps = [
+        float((fuse.KLDiv(tau=tau)(lm, inputs) - exact).abs().max()) for tau in (0.5, 0.1, 0.001)
+    ]
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[0] > 0.01
     assert gaps[-1] < 1e-4
 
 
 def test_nll_of_candidates_that_share_their_context(lm: fuse.CausalLM) -> None:
-    """Rows that differ in the last token alone share a forward pass, and still get their own values."""
+    """Rows that differ in their last token alone share a forward pass, and get their own values."""
     prompts = ["A red house", "A red cup", "A red", "A red house in", "A blue cup"]
     encoded = Template().encode(lm.vocabulary, prompts)
     together = fuse.NLL()(lm, pad(encoded, lm.device))
@@ -79,30 +100,38 @@ def test_nll_of_an_empty_prompt_is_zero(lm: fuse.CausalLM) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
-def test_gradient_by_one_hot_tokens_equals_finite_differences(lm: fuse.CausalLM, loss: Loss) -> None:
-    """A free token acts twice under nll: as input to later positions, and as the label of its own."""
+def test_gradient_by_one_hot_tokens_equals_finite_differences(
+    lm: fuse.CausalLM, loss: Loss
+) -> None:
+    """A free token acts twice under nll: as input to later positions, and as its own label."""
     model = fuse.CausalLM(lm.network.double(), lm.vocabulary.tokenizer)
     try:
         row = rows(model, loss)[0]
-        found = Scorer(model, loss, row).gradient([row], [range(len(row.ids))])
+        found = Engine(model, loss, row).gradient([row], [range(len(row.ids))])
         table = model.vocabulary.embedding
         generator = torch.Generator().manual_seed(0)
 
         def value(one_hot: torch.Tensor) -> float:
             inputs = pad([row], model.device)
             plain = torch.nn.functional.one_hot(inputs.ids, len(table)).double()
-            shift = {"labels": (one_hot[None] - plain).float(), "label_places": torch.arange(len(row.ids))[None]}
-            return float(loss(model, replace(inputs, embeddings=one_hot[None] @ table, **(shift if loss.reads_labels(model) else {}))))
+            shift = {
+                "labels": (one_hot[None] - plain).float(),
+                "label_positions": torch.arange(len(row.ids))[None],
+            }
+            inputs = replace(inputs, embeddings=one_hot[None] @ table)
+            if loss.reads_labels(model):
+                inputs = replace(inputs, **shift)
+            return float(loss(model, inputs))
 
         base = torch.nn.functional.one_hot(torch.tensor(row.ids), len(table)).double()
         for _ in range(6):
-            place = int(torch.randint(row.free[0], row.free[1], (1,), generator=generator))
+            position = int(torch.randint(row.free[0], row.free[1], (1,), generator=generator))
             token = int(torch.randint(len(table), (1,), generator=generator))
             step = torch.zeros_like(base)
-            step[place, token] = 1e-3
+            step[position, token] = 1e-3
             numeric = (value(base + step) - value(base - step)) / 2e-3
-            exact = float(found.embedding[0, place].double() @ table[token])
-            exact += float(found.labels[0, place, token]) if found.labels is not None else 0.0
+            exact = float(found.embedding[0, position].double() @ table[token])
+            exact += float(found.labels[0, position, token]) if found.labels is not None else 0.0
             assert exact == pytest.approx(numeric, rel=1e-2, abs=1e-4)
     finally:
         lm.network.float()
@@ -110,7 +139,9 @@ def test_gradient_by_one_hot_tokens_equals_finite_differences(lm: fuse.CausalLM,
 
 def test_cosine_distance_equals_the_networks_own(clip: fuse.CLIP, house: torch.Tensor) -> None:
     texts = ["a red house in the snow", "a blue cup", "turquoise"]
-    got = fuse.CosineDistance(house)(clip, pad(Template().encode(clip.vocabulary, texts), clip.device))
+    got = fuse.CosineDistance(house)(
+        clip, pad(Template().encode(clip.vocabulary, texts), clip.device)
+    )
     image = clip.image_processor(images=[fuse.open_image("images/house.png")], return_tensors="pt")
     for text, value in zip(texts, got.tolist(), strict=True):
         out = clip.network(**clip.vocabulary.tokenizer([text], return_tensors="pt"), **image)
@@ -119,10 +150,14 @@ def test_cosine_distance_equals_the_networks_own(clip: fuse.CLIP, house: torch.T
 
 
 def test_sentence_encoder_equals_sentence_transformers(minilm: fuse.SentenceEncoder) -> None:
-    library = pytest.importorskip("sentence_transformers", reason="a peer to compare with, not a dependency")
+    library = pytest.importorskip(
+        "sentence_transformers", reason="a peer to compare with, not a dependency"
+    )
     peer = library.SentenceTransformer(minilm.network.config._name_or_path, device="cpu")
     texts = ["two dogs play in the snow", "A man rides a bicycle, fast!"]
-    torch.testing.assert_close(minilm.embed_texts(texts), torch.tensor(peer.encode(texts)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        minilm.embed_texts(texts), torch.tensor(peer.encode(texts)), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_cross_entropy_needs_a_label() -> None:

@@ -10,66 +10,114 @@ import pytest
 import torch
 
 import fuse
-from fuse.strategies import Entry, Strategy
-from fuse.types import Ids
+from fuse.search.strategies import Strategy
+from fuse.types import Candidates, Entry, Evaluation, Ids
+
+Pair = tuple[float, Ids]
+"""A loss, and the sequence that has it."""
 
 
-def entries(*pairs: tuple[float, Ids]) -> list[Entry]:
-    return list(pairs)
+def evaluated(*pairs: Pair) -> Evaluation:
+    """Return an evaluation of these sequences."""
+    losses = torch.tensor([loss for loss, _ in pairs])
+    terms = {"primary": losses, "other": 2 * losses}
+    valid = torch.ones(len(pairs), dtype=torch.bool)
+    return Evaluation(Candidates([ids for _, ids in pairs]), losses, terms, valid)
 
 
-def random_entries(count: int, generator: torch.Generator) -> list[Entry]:
-    """Sequences of different lengths, many of equal loss; a sequence always has the same one."""
-    rows = {tuple(torch.randint(4, (int(n),), generator=generator).tolist()) for n in torch.randint(1, 5, (count,), generator=generator)}
-    return [(float(sum(row) % 5), row) for row in sorted(rows, key=lambda _: float(torch.rand(1, generator=generator)))]
+def random_pairs(count: int, generator: torch.Generator) -> list[Pair]:
+    """Return sequences of different lengths, many of equal loss; each has always the same one."""
+    lengths = torch.randint(1, 5, (count,), generator=generator).tolist()
+    rows = {tuple(torch.randint(4, (n,), generator=generator).tolist()) for n in lengths}
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    rows = sorted(rows)
+    return [(float(sum(rows[i]) % 5), rows[i]) for i in order]
 
 
-# --- beam ----------------------------------------------------------------------------------------------------------
+def test_what_counts_of_an_evaluation_counts_once() -> None:
+    """In its order; not what was refused, and not what has no finite loss."""
+    losses = torch.tensor([2.0, torch.inf, 1.0, 2.0, torch.inf])
+    terms = {"primary": torch.tensor([2.0, 3.0, 1.0, 2.0, torch.nan]), "other": torch.zeros(5)}
+    candidates = Candidates([(1,), (2,), (3,), (1,), (4,)])
+    valid = torch.tensor([True, False, True, True, True])
+    found = Evaluation(candidates, losses, terms, valid)
+    assert found.entries() == [Entry(2.0, (1,)), Entry(1.0, (3,))]
+    assert [entry.terms for entry in found.entries()] == [(2.0, 0.0), (1.0, 0.0)]
+    assert found.num_non_finite == 1
+
+
+# --- beam ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [1, 3, 50])
 def test_a_beam_keeps_the_best(generator: torch.Generator, width: int) -> None:
-    scored = random_entries(30, generator)
+    pairs = random_pairs(30, generator)
     strategy = fuse.Beam(width)
-    _, beam = strategy.select(strategy.init(), scored, 0)
-    loss = {ids: loss for loss, ids in scored}
-    assert len(beam) == len(set(beam)) == min(width, len(scored))
+    _, beam = strategy.select(strategy.init(), evaluated(*pairs), generator)
+    loss = {ids: loss for loss, ids in pairs}
+    assert len(beam) == len(set(beam)) == min(width, len(pairs))
     assert [loss[ids] for ids in beam] == sorted(loss.values())[:width]
 
 
-def test_a_beam_breaks_ties_alike_in_every_order() -> None:
-    scored = entries((1.0, (3, 1)), (1.0, (2,)), (1.0, (3,)), (0.5, (9,)), (1.0, (2, 7)))
+def test_a_beam_breaks_ties_alike_in_every_order(generator: torch.Generator) -> None:
+    pairs = [(1.0, (3, 1)), (1.0, (2,)), (1.0, (3,)), (0.5, (9,)), (1.0, (2, 7))]
     strategy = fuse.Beam(3)
-    beams = {tuple(strategy.select(strategy.init(), order, 0)[1]) for order in (scored, scored[::-1], scored[2:] + scored[:2])}
-    assert beams == {((9,), (2,), (2, 7))}
+    for order in (pairs, pairs[::-1], pairs[2:] + pairs[:2]):
+        _, beam = strategy.select(strategy.init(), evaluated(*order), generator)
+        assert beam == [(9,), (2,), (2, 7)]
 
 
-def test_as_many_earlier_entries_compete_again_as_the_buffer_holds() -> None:
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (0, [(4,), (5,)]),
+        (1, [(1,), (4,), (5,)]),
+        (2, [(1,), (2,), (4,), (5,)]),
+        (9, [(1,), (2,), (4,), (3,)]),
+    ],
+)
+def test_as_many_earlier_entries_compete_again_as_the_buffer_holds(
+    generator: torch.Generator, size: int, expected: list[Ids]
+) -> None:
     strategy = fuse.Beam(4)
-    earlier = entries((1.0, (1,)), (2.0, (2,)), (3.0, (3,)))
-    later = entries((2.5, (4,)), (9.0, (5,)))
-    for size, expected in ((0, [(4,), (5,)]), (1, [(1,), (4,), (5,)]), (2, [(1,), (2,), (4,), (5,)]), (9, [(1,), (2,), (4,), (3,)])):
-        state, _ = strategy.select(strategy.init(), earlier, size)
-        state, beam = strategy.select(state, later, size)
-        assert beam == expected
-        assert len(state) <= size
-        _, again = strategy.select(state, [], size)
-        assert again == expected[: min(size, 4)]
+    earlier = evaluated((1.0, (1,)), (2.0, (2,)), (3.0, (3,)))
+    later = evaluated((2.5, (4,)), (9.0, (5,)))
+    state, _ = strategy.select(strategy.init(size), earlier, generator)
+    state, beam = strategy.select(state, later, generator)
+    assert beam == expected
+    assert len(state.buffer) <= size
+    _, again = strategy.select(state, evaluated(), generator)
+    assert again == expected[: min(size, 4)]
 
 
-def test_what_comes_again_is_not_twice_in_the_beam() -> None:
+def test_what_comes_again_is_not_twice_in_the_beam(generator: torch.Generator) -> None:
     strategy = fuse.Beam(3)
-    state, _ = strategy.select(strategy.init(), entries((1.0, (1,)), (2.0, (2,))), 2)
-    assert strategy.select(state, entries((1.0, (1,)), (3.0, (3,)), (3.0, (3,))), 2)[1] == [(1,), (2,), (3,)]
+    first = evaluated((1.0, (1,)), (2.0, (2,)))
+    state, _ = strategy.select(strategy.init(2), first, generator)
+    again = evaluated((1.0, (1,)), (3.0, (3,)), (3.0, (3,)))
+    assert strategy.select(state, again, generator)[1] == [(1,), (2,), (3,)]
 
 
-def test_a_strategys_state_is_a_value() -> None:
-    """The same state and entries give the same answer again."""
-    for strategy in (fuse.Beam(2), fuse.UniformCost(4)):
-        state, _ = strategy.select(strategy.init(), entries((1.0, (1,)), (2.0, (2,)), (3.0, (3,))), 2)
-        later = entries((0.5, (4,)), (2.5, (5,)))
-        first, second = (strategy.select(state, later, 2) for _ in range(2))
-        assert first == second
+@pytest.mark.parametrize("strategy", [fuse.Beam(2), fuse.UniformCost(4)])
+def test_a_strategys_state_is_a_value(generator: torch.Generator, strategy: Strategy) -> None:
+    """The same state and losses give the same answer again."""
+    earlier = evaluated((1.0, (1,)), (2.0, (2,)), (3.0, (3,)))
+    state, _ = strategy.select(strategy.init(2), earlier, generator)
+    later = evaluated((0.5, (4,)), (2.5, (5,)))
+    first, second = (strategy.select(state, later, generator) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("strategy", [fuse.Beam(3), fuse.UniformCost(4)])
+def test_no_more_candidates_are_kept_of_a_step_than_are_ranked(
+    generator: torch.Generator, strategy: Strategy
+) -> None:
+    """Where a coarse model scores first, so many are scored again precisely."""
+    pairs = random_pairs(60, generator)
+    state, beam = strategy.select(strategy.init(0), evaluated(*pairs), generator)
+    kept = {*beam, *(entry.ids for entry in getattr(state, "waiting", ()))}
+    assert len(kept) <= strategy.num_ranked
+    assert len(kept) >= strategy.num_ranked - 1 > 1
 
 
 @pytest.mark.parametrize("kind", [fuse.Beam, fuse.UniformCost])
@@ -82,7 +130,7 @@ def test_sizes_below_one_are_refused(kind: type) -> None:
 def test_in_a_search_the_best_earlier_prompts_are_changed_again(
     lm: fuse.CausalLM, monkeypatch: pytest.MonkeyPatch, buffer_size: int
 ) -> None:
-    """The beam of a step holds the `buffer_size` best of what came before wherever those are better."""
+    """A step's beam holds the `buffer_size` best of what came before wherever those are better."""
     beams: list[list[Ids]] = []
     original = fuse.Random.propose
 
@@ -103,17 +151,19 @@ def test_in_a_search_the_best_earlier_prompts_are_changed_again(
         assert leading != pytest.approx(bests[:-1], abs=1e-5)
 
 
-# --- uniform cost --------------------------------------------------------------------------------------------------
+# --- uniform cost ----------------------------------------------------------------------------
 
 
 class Reference:
     """Uniform-cost search over all that was ever scored, by a plain list."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.waiting, self.expanded = size, {}, []  # type: ignore[var-annotated]
+        self.size = size
+        self.waiting: dict[Ids, float] = {}
+        self.expanded: list[Ids] = []
 
-    def select(self, scored: Sequence[Entry]) -> list[Ids]:
-        for loss, ids in scored:
+    def select(self, pairs: Sequence[Pair]) -> list[Ids]:
+        for loss, ids in pairs:
             if ids not in self.expanded:
                 self.waiting[ids] = loss
         if not self.waiting:
@@ -127,50 +177,67 @@ class Reference:
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_uniform_cost_equals_a_plain_frontier(generator: torch.Generator, size: int) -> None:
     strategy, reference = fuse.UniformCost(size), Reference(size)
-    state = strategy.init()
+    state = strategy.init(3)
     seen: list[Ids] = []
     for count in (8, 0, 5, 20, 0, 0, 9, *[0] * 40):
-        scored = random_entries(count, generator) if count else []
-        state, beam = strategy.select(state, scored, 3)
-        assert beam == reference.select(scored)
-        assert len(state[0]) <= size
+        pairs = random_pairs(count, generator) if count else []
+        state, beam = strategy.select(state, evaluated(*pairs), generator)
+        assert beam == reference.select(pairs)
+        assert len(state.waiting) <= size
         seen += beam
     assert len(seen) == len(set(seen))  # nothing is expanded twice
-    assert not state[0]
+    assert not state.waiting
     assert len({len(ids) for ids in seen}) > 1 or size == 1
 
 
-def test_what_is_not_yet_expanded_waits_beside_prompts_of_other_lengths() -> None:
+def test_what_is_not_yet_expanded_waits_beside_prompts_of_other_lengths(
+    generator: torch.Generator,
+) -> None:
     strategy = fuse.UniformCost(10)
-    state, beam = strategy.select(strategy.init(), entries((1.0, (1,)), (2.0, (2,)), (5.0, (3,))), 0)
+    first = evaluated((1.0, (1,)), (2.0, (2,)), (5.0, (3,)))
+    state, beam = strategy.select(strategy.init(), first, generator)
     assert beam == [(1,)]
-    state, beam = strategy.select(state, entries((3.0, (1, 1)), (4.0, (1, 2)), (1.0, (1,))), 0)
+    second = evaluated((3.0, (1, 1)), (4.0, (1, 2)), (1.0, (1,)))
+    state, beam = strategy.select(state, second, generator)
     assert beam == [(2,)]
     for expected in ([(1, 1)], [(1, 2)], [(3,)], [], []):
-        state, beam = strategy.select(state, [], 0)
+        state, beam = strategy.select(state, evaluated(), generator)
         assert beam == expected
 
 
-def test_a_full_frontier_drops_the_dearest() -> None:
+def test_a_full_frontier_drops_the_dearest(generator: torch.Generator) -> None:
     strategy = fuse.UniformCost(2)
-    state, _ = strategy.select(strategy.init(), entries(*((float(i), (i,)) for i in range(9, 0, -1))), 0)
-    assert state[0] == entries((2.0, (2,)), (3.0, (3,)))
+    pairs = [(float(i), (i,)) for i in range(9, 0, -1)]
+    state, _ = strategy.select(strategy.init(), evaluated(*pairs), generator)
+    assert state.waiting == (Entry(2.0, (2,)), Entry(3.0, (3,)))
 
 
 class Recorder(Strategy):
     """A strategy that remembers what it was given and what it chose."""
 
     def __init__(self, inner: Strategy) -> None:
-        self.inner, self.beams, self.scored = inner, [], []  # type: ignore[var-annotated]
+        self.inner = inner
+        self.beams: list[Sequence[Ids]] = []
+        self.scored: list[list[Pair]] = []
 
-    def init(self) -> Any:
-        return self.inner.init()
+    def init(self, buffer_size: int = 0) -> Any:
+        return self.inner.init(buffer_size)
 
-    def select(self, state: Any, scored: Sequence[Entry], buffer_size: int) -> tuple[Any, list[Ids]]:
-        state, beam = self.inner.select(state, scored, buffer_size)
+    def select(
+        self, state: Any, evaluated: Evaluation, rng: torch.Generator
+    ) -> tuple[Any, Sequence[Ids]]:
+        state, beam = self.inner.select(state, evaluated, rng)
         self.beams.append(beam)
-        self.scored.append(scored)
+        self.scored.append([(entry.loss, entry.ids) for entry in evaluated.entries()])
         return state, beam
+
+    @property
+    def expanded(self) -> list[Ids]:
+        return [ids for beam in self.beams for ids in beam]
+
+    @property
+    def seen(self) -> set[Ids]:
+        return {ids for step in self.scored for _, ids in step}
 
 
 def test_an_empty_frontier_ends_the_search(lm: fuse.CausalLM) -> None:
@@ -180,15 +247,16 @@ def test_an_empty_frontier_ends_the_search(lm: fuse.CausalLM) -> None:
     method = fuse.Random(search_width=40, moves=("delete",))
     result = fuse.search(objective, method, strategy, steps=100, init="A red house stands")
     row = objective.spell("A red house stands")
-    parts = [tuple(t for i, t in enumerate(row) if mask >> i & 1) for mask in range(1, 2 ** len(row))]
+    masks = range(1, 2 ** len(row))
+    parts = [tuple(t for i, t in enumerate(row) if mask >> i & 1) for mask in masks]
     valid = {part for part, ok in zip(parts, objective.valid(parts), strict=True) if ok}
-    expanded = [ids for beam in strategy.beams for ids in beam]
-    assert len(expanded) == len(set(expanded))
+    assert len(strategy.expanded) == len(set(strategy.expanded))
     # the start is expanded as well
-    assert set(expanded) <= valid
-    assert {ids for step in strategy.scored for _, ids in step} <= set(expanded)
+    assert set(strategy.expanded) <= valid
+    assert strategy.seen <= set(strategy.expanded)
     assert result.steps < 20
-    assert result.evaluations == len({ids for step in strategy.scored for _, ids in step})
+    assert result.evaluations == len(strategy.seen)
+    assert result.ended == "exhausted"
 
 
 def test_uniform_cost_returns_to_shorter_prompts(lm: fuse.CausalLM) -> None:
@@ -196,10 +264,9 @@ def test_uniform_cost_returns_to_shorter_prompts(lm: fuse.CausalLM) -> None:
     objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("in the snow.")))
     strategy = Recorder(fuse.UniformCost(30))
     fuse.search(objective, fuse.AutoDAN(search_width=10), strategy, steps=25)
-    expanded = [ids for beam in strategy.beams for ids in beam]
     assert all(len(beam) <= 1 for beam in strategy.beams)
-    assert len(expanded) == len(set(expanded)) > 20
-    lengths = [len(ids) for ids in expanded]
+    assert len(strategy.expanded) == len(set(strategy.expanded)) > 20
+    lengths = [len(ids) for ids in strategy.expanded]
     assert any(later < earlier for earlier, later in pairwise(lengths))
     reference = Reference(30)
-    assert [reference.select(scored) for scored in strategy.scored] == strategy.beams
+    assert [reference.select(pairs) for pairs in strategy.scored] == strategy.beams

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse.tproduct import NormalEquations, tidentity, tpinv, tproduct, ttranspose
+from fuse.adapters.tproduct import NormalEquations, tidentity, tpinv, tproduct, ttranspose
 
 sizes = st.integers(1, 5)
 tubes = st.integers(1, 6)
@@ -22,7 +22,9 @@ def tensor(seed: int, *shape: int) -> torch.Tensor:
 @given(sizes, sizes, sizes, tubes, seeds)
 def test_is_circular_convolution(n: int, d: int, p: int, m: int, seed: int) -> None:
     a, b = tensor(seed, n, d, m), tensor(seed + 1, d, p, m)
-    plain = torch.stack([sum(a[..., j] @ b[..., (i - j) % m] for j in range(m)) for i in range(m)], -1)
+    plain = torch.stack(
+        [sum(a[..., j] @ b[..., (i - j) % m] for j in range(m)) for i in range(m)], -1
+    )
     torch.testing.assert_close(tproduct(a, b), plain)
 
 
@@ -40,7 +42,9 @@ def test_transpose(n: int, d: int, p: int, m: int, seed: int) -> None:
     torch.testing.assert_close(ttranspose(tproduct(a, b)), tproduct(ttranspose(b), ttranspose(a)))
     torch.testing.assert_close(ttranspose(ttranspose(a)), a)
     y = tensor(seed + 3, n, p, m)
-    torch.testing.assert_close((tproduct(a, b) * y).sum(), (a * tproduct(y, ttranspose(b))).sum())  # the adjoint
+    torch.testing.assert_close(
+        (tproduct(a, b) * y).sum(), (a * tproduct(y, ttranspose(b))).sum()
+    )  # the adjoint
 
 
 @laws

@@ -8,20 +8,27 @@ from conftest import REALBED
 from transformers import AutoTokenizer
 
 import fuse
-from fuse.vocabulary import Template, Vocabulary, pad
+from fuse.nn.batch import pad
+from fuse.nn.embedding_table import EmbeddedVocabulary
+from fuse.text.template import Template
 
-TEXTS = ["A red house in the snow.", "Isn't it  a big\nturquoise umbrella?", "caf\u00e9 \u2603 walking", "unbelievably-long, words!"]
+TEXTS = [
+    "A red house in the snow.",
+    "Isn't it  a big\nturquoise umbrella?",
+    "caf\u00e9 \u2603 walking",
+    "unbelievably-long, words!",
+]
 
 
-def real_vocabulary(name: str) -> Vocabulary:
+def real_vocabulary(name: str) -> EmbeddedVocabulary:
     if not (REALBED / "tokenizers" / name).is_dir():
         pytest.skip(f"{REALBED}/tokenizers/{name} is absent")
     tokenizer = AutoTokenizer.from_pretrained(REALBED / "tokenizers" / name)
-    return Vocabulary(tokenizer, torch.zeros(len(tokenizer), 1), 77)
+    return EmbeddedVocabulary(tokenizer, torch.zeros(len(tokenizer), 1), 77)
 
 
 @pytest.fixture(params=["demo-lm", "demo-clip", "minilm", "gpt2", "clip", "llama"])
-def vocab(request: pytest.FixtureRequest) -> Vocabulary:
+def vocab(request: pytest.FixtureRequest) -> EmbeddedVocabulary:
     if request.param in ("gpt2", "clip", "llama"):
         return real_vocabulary(request.param)
     return request.getfixturevalue(request.param.removeprefix("demo-")).vocabulary
@@ -35,7 +42,9 @@ def test_special_tokens_are_what_the_tokenizer_adds(clip: fuse.CLIP, lm: fuse.Ca
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_token_is_found_at_the_characters_that_it_spells(vocab: Vocabulary, text: str) -> None:
+def test_every_token_is_found_at_the_characters_that_it_spells(
+    vocab: EmbeddedVocabulary, text: str
+) -> None:
     ids, _ = vocab.encode([text])[0]
     spelled, spans = vocab.decode([ids])[0], vocab.token_spans(ids)
     assert len(spans) == len(ids)
@@ -50,7 +59,7 @@ def test_every_token_is_found_at_the_characters_that_it_spells(vocab: Vocabulary
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_prompt_and_label_are_found_among_the_tokens(vocab: Vocabulary, text: str) -> None:
+def test_prompt_and_label_are_found_among_the_tokens(vocab: EmbeddedVocabulary, text: str) -> None:
     template = Template("The text says:", "which is so.", "a blue kite")
     encoded = template.encode(vocab, [text])[0]
     whole = template.render(text)[0]
@@ -70,7 +79,7 @@ def test_joins_words_by_one_space() -> None:
     assert (text[slice(*prompt)], text[slice(*label)]) == ("mid dle", "say")
 
 
-def test_allowed_tokens_spell_printable_text(vocab: Vocabulary) -> None:
+def test_allowed_tokens_spell_printable_text(vocab: EmbeddedVocabulary) -> None:
     allowed = vocab.allowed.nonzero().flatten().tolist()
     assert len(allowed) > 0.3 * len(vocab)
     assert not set(allowed) & set(vocab.tokenizer.all_special_ids)
@@ -78,9 +87,11 @@ def test_allowed_tokens_spell_printable_text(vocab: Vocabulary) -> None:
     assert all(text.strip() and text.isprintable() for text in texts)
 
 
-def test_token_texts_spell_a_text_when_joined(vocab: Vocabulary) -> None:
+def test_token_texts_spell_a_text_when_joined(vocab: EmbeddedVocabulary) -> None:
     if vocab.tokenizer.convert_ids_to_tokens(vocab.encode(["a"])[0][0])[0].endswith("</w>"):
-        pytest.skip("this vocabulary marks the ends of words, so a token alone does not tell where a word begins")
+        pytest.skip(
+            "this vocabulary marks the ends of words: a token alone does not show where one begins"
+        )
     ids, _ = vocab.encode(["a red house by the sea"])[0]
     assert "".join(vocab.token_texts[i] for i in ids).split() == vocab.decode([ids])[0].split()
 
@@ -99,4 +110,4 @@ def test_collapsing_and_replacing_tokens(lm: fuse.CausalLM) -> None:
 
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(fuse.FuseError, match="fast tokenizer"):
-        Vocabulary(object(), torch.zeros(3, 2), 8)
+        EmbeddedVocabulary(object(), torch.zeros(3, 2), 8)

@@ -1,4 +1,5 @@
-"""The checker behind the tests' import hook: whole numbers may stand for floats, as PEP 484 says."""
+"""The checker behind the tests' import hook: whole numbers may stand for floats, as PEP 484 says.
+"""
 
 from beartype import BeartypeConf, beartype
 

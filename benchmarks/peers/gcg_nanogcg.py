@@ -1,4 +1,6 @@
-"""One GCG run of nanoGCG on a task of `benchmarks/speed.py`, in an environment of its own: `python gcg_nanogcg.py TASK`."""
+"""One GCG run of nanoGCG on a task of `benchmarks/speed.py`, in an environment of its own: `python
+gcg_nanogcg.py TASK`.
+"""
 
 import json
 import sys
@@ -22,4 +24,13 @@ settings = nanogcg.GCGConfig(
     verbosity="WARNING",
 )
 result = nanogcg.run(model, tokenizer, task["prefix"] + "{optim_str}", task["label"], settings)
-print(json.dumps({**watch.report(), "loss": result.best_loss, "text": result.best_string, "losses": result.losses}))
+print(
+    json.dumps(
+        {
+            **watch.report(),
+            "loss": result.best_loss,
+            "text": result.best_string,
+            "losses": result.losses,
+        }
+    )
+)

@@ -1,4 +1,6 @@
-"""One GCG run of tropt on a task of `benchmarks/speed.py`, in an environment of its own: `python gcg_tropt.py TASK`."""
+"""One GCG run of tropt on a task of `benchmarks/speed.py`, in an environment of its own: `python
+gcg_tropt.py TASK`.
+"""
 
 import dataclasses
 import json
@@ -41,5 +43,9 @@ method = GCGOptimizer(
     sample_topk=task["top_k"],
     token_constraints=TokenConstraints(disallow_non_ascii=True, disallow_special_tokens=True),
 )
-result = method.optimize_trigger([task["prefix"] + "{{OPTIMIZED_TRIGGER}}"], task["init"], Targets(target_response_strs=[task["label"]]))
+result = method.optimize_trigger(
+    [task["prefix"] + "{{OPTIMIZED_TRIGGER}}"],
+    task["init"],
+    Targets(target_response_strs=[task["label"]]),
+)
 print(json.dumps({**watch.report(), "loss": result.best_loss, "text": result.best_trigger_str}))

@@ -4,7 +4,8 @@ from fuse.models.base import EmbeddingModel, Model, VectorModel
 from fuse.models.captioner import Captioner
 from fuse.models.causal_lm import CausalLM
 from fuse.models.classifier import Classifier
-from fuse.models.clip import CLIP, open_image
+from fuse.models.clip import CLIP
+from fuse.models.images import open_image
 from fuse.models.masked_lm import MaskedLM
 from fuse.models.open_clip import OpenCLIP
 from fuse.models.sentence import SentenceEncoder

@@ -1,8 +1,9 @@
 """What every model offers: a vocabulary, and forward passes over `Inputs`. No losses, no targets.
 
-A new kind of model is one file: load the network, hand its tokenizer and embedding layer to `Model.__init__`, and write
-its forward pass through `self.reading(embeddings)`, which makes the network read `inputs.embeddings` where they are given.
-The network's own forward code is run as it is, so results are its own.
+A new kind of model is one file: load the network, hand its tokenizer and embedding layer to
+`Model.__init__`, and write the forward pass through `self.reading(embeddings)`, which makes the
+network read `inputs.embeddings` where they are given. The network's own forward code is run as it
+is, so results are its own.
 """
 
 from __future__ import annotations
@@ -12,32 +13,56 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from operator import itemgetter
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.models.layers import quickened
-from fuse.types import Ids, Inputs, Trunk
-from fuse.vocabulary import Template, Vocabulary, pad
+from fuse.nn.batch import CachedPrefixes, Inputs, pad
+from fuse.nn.embedding_table import EmbeddedVocabulary, in_double
+from fuse.nn.fixed_layers import accelerated
+from fuse.nn.hooks import changing_output
+from fuse.nn.network_state import network_state, num_packed_weights
+from fuse.nn.network_view import network_view
+from fuse.text.template import Template
+from fuse.types import Ids
 
-SAMPLED = 64
+SAMPLED_NUMBERS = 64
 """About how many numbers of a weight its fingerprint holds."""
 
 
 class Model(ABC):
-    """A frozen network in evaluation mode with its vocabulary, for one thread at a time."""
+    """A frozen network in evaluation mode with its vocabulary, for one thread at a time.
 
-    branches = False
-    """Whether the model goes on from the `Trunk` that `read` makes, reading no token before the branch again."""
+    `network` is a view: it shares the weights of the network given, which is not changed.
 
-    packs = False
-    """Whether rows that go on from a trunk are read as one, so that unlike ones need no padding; `Branch.guessed` is understood."""
+    Args:
+        network: a torch module.
+        tokenizer: a fast tokenizer of transformers.
+        embedding_layer: the part of the network that looks token ids up.
+        max_length: how many tokens the network reads at most, special tokens included.
+        head, tail: the special tokens before and after a text; None for the tokenizer's own.
+    """
 
+    goal: ClassVar[str] = "fluency"
+    """What is sought with such a model, by its name in `fuse.app.terms.GOALS`."""
+    load_options: ClassVar[tuple[str, ...]] = ()
+    """What `load` takes from the configuration beside the id, the dtype and the device."""
+
+    supports_prefix_cache = False
+    """Whether the model goes on from the `CachedPrefixes` that `prefill` returns."""
+
+    supports_packing = False
+    """Whether rows that go on from cached prefixes are read as one, without padding.
+
+    Such a model can also estimate losses, from `CacheHits` that are `approximate`.
+    """
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(
         self,
         network: Any,
@@ -47,19 +72,25 @@ class Model(ABC):
         head: Ids | None = None,
         tail: Ids | None = None,
     ) -> None:
-        self.network = quickened(network.eval().requires_grad_(False))
-        self.embedding_layer = embedding_layer
-        weight = embedding_layer.weight
-        with torch.no_grad():
-            table = embedding_layer(torch.arange(len(weight), device=weight.device))
-        if table.dtype == weight.dtype and torch.equal(table, weight):
-            table = weight.detach()  # which takes no memory
-        self.vocabulary = Vocabulary(tokenizer, table, max_length, head, tail)
+        view, by_id = network_view(network)
+        self.network = accelerated(view)
+        self.embedding_layer = by_id.get(id(embedding_layer), embedding_layer)
+        table = _embedding_table(self.embedding_layer)
+        self.vocabulary = EmbeddedVocabulary(tokenizer, table, max_length, head, tail)
+        self._quantised_layer = _quantised_layer(view)
+        """The name of a layer through which no gradient goes; None if there is none."""
 
     @classmethod
     @abstractmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> Model:
-        """From a hub id or a local folder; `options` go to `from_pretrained`.
+    def load(
+        cls,
+        model_id: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **options: Any,
+    ) -> Model:
+        """Load a model from a hub id or a local folder; `options` go to `from_pretrained`.
 
         Raises:
             FuseError: the model cannot be found or read.
@@ -67,33 +98,54 @@ class Model(ABC):
 
     @cached_property
     def size(self) -> int:
-        """How many weights stand before the output layer, those of the token table left out."""
-        return max(1, sum(w.numel() for w in self.network.parameters() if w.shape[:1] != self.vocabulary.embedding.shape[:1]))
+        """How many weights the network has before its output layer, without the token table."""
+        vocabulary_size = len(self.vocabulary)
+        total = num_packed_weights(self.network, vocabulary_size)
+        for weight in self.network.parameters():
+            total += weight.numel() * (weight.shape[:1] != (vocabulary_size,))
+        return max(1, total)
 
     @property
     def device(self) -> torch.device:
+        """Where inputs have to be."""
         return self.vocabulary.embedding.device
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the vocabulary and of a sample of every weight."""
         digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
-        for name, weight in sorted(self.network.state_dict().items()):
-            sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)].double().cpu()
-            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+        for name, weight in sorted(network_state(self.network), key=itemgetter(0)):
+            sample = in_double(weight.flatten()[:: max(1, weight.numel() // SAMPLED_NUMBERS)])
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
-        """What other rows can go on from; `columns` are the positions after which a language model foretells."""
+    def prefill(self, inputs: Inputs, positions: Sequence[int]) -> CachedPrefixes:
+        """Read rows from which others can go on.
+
+        Args:
+            inputs: the rows; with `hits` they go on from older ones themselves.
+            positions: the consecutive positions after which a language model predicts the next
+                token.
+        """
         raise NotImplementedError
 
     @contextmanager
     def reading(self, embeddings: Float[Tensor, "b t d"] | None) -> Iterator[None]:
-        """Within this context the network's embedding layer returns these embeddings, if there are any."""
+        """Let the embedding layer return these embeddings, if there are any, within a context.
+
+        Raises:
+            FuseError: a gradient by the embeddings is wanted, and a quantised layer has none.
+        """
         if embeddings is None:
             yield
             return
-        with self.embedding_layer.register_forward_hook(lambda *_: embeddings):
+        if self._quantised_layer and embeddings.requires_grad and torch.is_grad_enabled():
+            raise FuseError(
+                f"network={type(self.network).__name__}: its layer {self._quantised_layer} is "
+                "quantised and has no gradient; choose a method that needs none, such as random, "
+                "or weights that are not quantised"
+            )
+        with changing_output(self.embedding_layer, lambda _: embeddings):
             yield
 
 
@@ -102,15 +154,17 @@ class VectorModel(Model):
 
     @abstractmethod
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
-        """One vector a row, each row's own."""
+        """Return one vector a row, which depends on no other row."""
 
 
 class EmbeddingModel(VectorModel):
-    """A model whose vectors are of unit length and tell meanings by their angles."""
+    """A model whose vectors are of unit length, so that their angles compare meanings."""
+
+    goal = "text"
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "b e"]:
-        """Unit vectors of whole texts.
+        """Return the unit vectors of whole texts.
 
         Raises:
             FuseError: a text has more tokens than the model can read.
@@ -118,38 +172,34 @@ class EmbeddingModel(VectorModel):
         rows = Template().encode(self.vocabulary, texts)
         for text, row in zip(texts, rows, strict=True):
             if len(row.ids) > self.vocabulary.max_length:
-                limit = self.vocabulary.max_length
-                raise FuseError(f"target={text[:40]!r}...: {len(row.ids)} tokens, expected at most {limit}; shorten it")
+                raise FuseError(
+                    f"target={text[:40]!r}...: {len(row.ids)} tokens, "
+                    f"expected at most {self.vocabulary.max_length}; shorten it"
+                )
         return self.vector(pad(rows, self.device))
 
 
-def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
-    """`auto_class.from_pretrained` on a hub id or a local folder.
-
-    Raises:
-        FuseError: there is no such model, or it could not be read.
-    """
-    path = Path(model_id).expanduser()
-    if not path.is_dir() and (path.is_absolute() or model_id.startswith(".") or model_id.count("/") > 1):
-        raise FuseError(f"model_id={model_id}: no such folder; give a hub id or a local model folder")
-    try:
-        return auto_class.from_pretrained(str(path) if path.is_dir() else model_id, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FuseError(f"model_id={model_id}: expected a hub id or a local model folder; could not load it ({reason})") from error
+def context_length(config: Any, tokenizer: Any) -> int:
+    """Return how many tokens both a network and its tokenizer take, as far as they say so."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(limit for limit in (positions, tokenizer.model_max_length) if limit)
 
 
-def load_network(auto_class: Any, model_id: str, **options: Any) -> Any:
-    """A network by `load_pretrained`, with all of its weights.
+def _embedding_table(layer: Any) -> Float[Tensor, "v d"]:
+    """Return what an embedding layer returns for each id: its weight itself where that is equal."""
+    weight = layer.weight
+    plain = type(weight) in (Tensor, torch.nn.Parameter) and not weight.is_meta
+    size = len(weight) if isinstance(weight, Tensor) else layer.num_embeddings
+    # Hooks of accelerate bring ids to where a layer runs
+    table = layer(torch.arange(size, device=weight.device if plain else "cpu"))
+    if plain and table.dtype == weight.dtype and torch.equal(table, weight):
+        return weight.detach()  # takes no memory
+    return table
 
-    Raises:
-        FuseError: it cannot be read, or the files lack weights (which transformers would fill with random numbers).
-    """
-    network, info = load_pretrained(auto_class, model_id, output_loading_info=True, **options)
-    lacking = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]) if "pooler" not in str(key))
-    if lacking:
-        kind = auto_class.__name__
-        raise FuseError(
-            f"model_id={model_id}: not a model for {kind}, {len(lacking)} weights such as {lacking[0]} are missing; choose another"
-        )
-    return network
+
+def _quantised_layer(network: Any) -> str | None:
+    """Return the name of a layer of torch.ao that has packed weights, if there is one."""
+    for name, module in network.named_modules():
+        if callable(getattr(module, "weight", None)):
+            return name
+    return None

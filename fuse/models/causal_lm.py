@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from inspect import signature
-from math import nan
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,230 +11,207 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fuse.models.attention import BRANCHING, branch_cache, whole_cache
-from fuse.models.base import Model, load_network, load_pretrained
-from fuse.models.layers import LastFeedForward
-from fuse.models.output import Contexts, OutputLayer, widened
-from fuse.products import Table
-from fuse.types import Inputs, Trunk
-
-States = tuple[Float[Tensor, "*c d"], Float[Tensor, "*c v"] | None]
-"""Last hidden states, and the logits, unless these can be made of them."""
+from fuse.models.decoder import Decoder
+from fuse.models.loading import load_network, load_pretrained
+from fuse.models.predictions import Predictions, state_kind
+from fuse.models.reuse_trial import ReuseTrial
+from fuse.nn.batch import CacheHits, Inputs
+from fuse.nn.lm_head import LazyLogits
+from fuse.nn.prefix_attention import PREFIX_ATTENTION, use_prefix_attention
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What is foretold of n tokens: of that at position `place[i]` of a batch's row `row[i]` after context `context[i]`."""
+class CausalLM(Decoder):
+    """A Hugging Face causal LM.
 
-    contexts: Contexts
-    context: Int[Tensor, " n"]
-    row: Int[Tensor, " n"]
-    place: Int[Tensor, " n"]
+    When it is made, short passes try whether its network packs rows and goes on from a prefix
+    cache.
+    """
 
+    goal = "fluency or label"
 
-class CausalLM(Model):
-    """A Hugging Face causal LM. Every context begins with its BOS (else EOS) token, where it has one."""
-
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any) -> None:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        length = getattr(network.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-        head = () if start is None else (int(start),)
-        super().__init__(network, tokenizer, network.get_input_embeddings(), length, head=head, tail=())
-        self._head_is_last: bool | None = None
-        """Whether the logits are what the output layer returns, with nothing done to them; seen at the first pass."""
-        layers, decoder = DynamicCache(config=network.config).layers, network.get_decoder()
-        # What a convolution has read stands in no cache of keys and values
-        kept = not any(isinstance(module, torch.nn.Conv1d) for module in decoder.modules())
-        self.branches = kept and all(isinstance(layer, DynamicLayer) for layer in layers)
+        super().__init__(network, tokenizer)
+        layers = DynamicCache(config=self.network.config).layers
+        # A cache of keys and values does not hold what a convolution has read
+        decoder = self.network.get_decoder()
+        convolves = any(isinstance(module, torch.nn.Conv1d) for module in decoder.modules())
+        if convolves or not all(isinstance(layer, DynamicLayer) for layer in layers):
+            return
         self._windows = [getattr(layer, "sliding_window", None) for layer in layers]
-        text = network.config.get_text_config()
-        # In chunks tokens see what stands in the same one, by the masks of the network itself
-        chunks = "chunked_attention" in (getattr(text, "layer_types", None) or ())
-        replaceable = network.config._attn_implementation == "sdpa" and network._supports_attention_backend and not chunks
-        # Layers may share the keys and values of one
-        self.packs = self.branches and replaceable and len(layers) == text.num_hidden_layers
-        # Versions of transformers before `cache` know it by another name
-        self._cache_name = "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
-        if self.packs:
-            network.set_attn_implementation(BRANCHING)
-        if getattr(text, "output_router_logits", False):
-            text.output_router_logits = False  # of interest in training alone, where all of them are there
-        some = torch.arange(4, device=self.device)[None]
-        self._last = LastFeedForward(decoder, text.num_hidden_layers, lambda: network(input_ids=some, use_cache=False).logits[:, -1])
-        # Whether the output table is the very table that the embedding layer returns
-        head = network.get_output_embeddings()
-        self.tied = head.weight.shape == self.vocabulary.embedding.shape and torch.equal(head.weight, self.vocabulary.embedding)
-        self.output = OutputLayer(head, self.vocabulary.table if self.tied else Table(head.weight))
+        self._try_reuse(may_pack=self._may_pack(len(layers)))
+
+    def _may_pack(self, num_cached_layers: int) -> bool:
+        """Whether the network says that its attention can be replaced by ours."""
+        network, config = self.network, self.network.config.get_text_config()
+        # With chunks a token sees those of its own one, by masks of the network
+        chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
+        backend = getattr(network, "_supports_attention_backend", False)
+        name = network.config._attn_implementation
+        replaceable = backend and name in ("sdpa", PREFIX_ATTENTION) and not chunked
+        # Some networks' layers share the keys and values of one
+        return replaceable and num_cached_layers == config.num_hidden_layers
+
+    def _try_reuse(self, may_pack: bool) -> None:
+        """Find out whether the network packs and goes on from a prefix cache."""
+        trial = ReuseTrial(self, self._states_after)
+        self.supports_prefix_cache = True
+        if may_pack:
+            undo = use_prefix_attention(self.network)
+            self.supports_packing = True
+            self.supports_packing = trial.passes(packed=True)
+            if self.supports_packing:
+                return
+            undo()
+        self.supports_prefix_cache = trial.passes(packed=False)
+
+    def _states_after(self, inputs: Inputs, length: int) -> Float[Tensor, "n d"]:
+        """Return the states that predict all tokens from position `length` on, row after row."""
+        read = inputs.mask & (torch.arange(inputs.mask.shape[1], device=self.device) >= length)
+        found = None
+        for part in self.predictions(inputs, read):
+            hidden = part.logits.hidden[part.index]
+            if found is None:
+                found = hidden.new_zeros(*read.shape, hidden.shape[-1])
+            found[part.at] = hidden.to(found)
+        assert found is not None
+        return found[read]
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CausalLM:
+    def load(
+        cls,
+        model_id: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **options: Any,
+    ) -> CausalLM:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = load_pretrained(AutoTokenizer, model_id)
-        return cls(load_network(AutoModelForCausalLM, model_id, dtype=dtype, **options).to(device), tokenizer)
+        network = load_network(AutoModelForCausalLM, model_id, device, dtype=dtype, **options)
+        return cls(network, tokenizer)
 
     def predictions(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> list[Predictions]:
-        """What the model says of every position that `read` marks, piece by piece.
+        """Predict the tokens at the positions that `read` marks.
 
-        Only contexts that somebody reads are run, and each different one once: candidates that differ in their last
-        token alone share one forward pass, and what they share with a trunk is taken from there. Position 0 has no
-        context and is never read.
+        Tokens that no prediction needs are not read, and rows that are equal as far as they are
+        read share one pass: so do candidates that differ in their last token alone. What the prefix
+        cache holds is taken from there. Position 0 is never predicted.
+
+        Returns:
+            What the cache predicts, and what a forward pass does; either may be missing.
         """
-        branch, columns = inputs.branch, torch.arange(read.shape[1], device=read.device)
-        told = (read & (columns > 0)).roll(-1, 1)
-        """After which positions somebody reads the prediction."""
-        known = torch.full_like(inputs.ids, -1) if branch is None else branch.known
-        if branch is not None:
-            # A prediction that the trunk did not keep is made anew, and so is what no mask could tell apart
-            known = torch.where(told & (known < branch.trunk.columns[0]), -1, known)
-            known = known if self.packs else torch.where(columns < replace(branch, known=known).length, known, -1)
-            inputs = replace(inputs, branch=replace(branch, known=known))
-        pieces = []
-        row, at = (told & (known >= 0)).nonzero(as_tuple=True)
-        if branch is not None and len(row):
-            contexts, first = branch.trunk.contexts, branch.trunk.columns[0]
-            assert contexts is not None
-            context = branch.row[row] * len(branch.trunk.columns) + known[row, at] - first
-            pieces.append(Predictions(contexts, context, row, at + 1))
-        # What comes after all that is told is read by nobody
-        new = (known < 0) & (told.flip(1).cumsum(1).flip(1) > 0)
-        if (told & new).any():
-            pieces.append(self._read_on(inputs, new, told & new))
-        return pieces
+        hits, positions = inputs.hits, torch.arange(read.shape[1], device=read.device)
+        # The positions after which a prediction is read
+        asked = (read & (positions > 0)).roll(-1, 1)
+        cached = torch.full_like(inputs.ids, -1)
+        found = []
+        if hits is not None:
+            hits = self._usable_hits(hits, asked)
+            cached = hits.cached_position
+            row, position = (asked & (cached >= 0)).nonzero(as_tuple=True)
+            if len(row):
+                prefixes = hits.prefixes
+                assert prefixes.logits is not None
+                # The cache's states are numbered row after row, one for each of its positions
+                offset = cached[row, position] - prefixes.positions[0]
+                index = hits.row[row] * len(prefixes.positions) + offset
+                found.append(Predictions(prefixes.logits, index, row, position + 1))
+        # Nothing is read after the last asked position
+        new = (cached < 0) & (asked.flip(1).cumsum(1).flip(1) > 0)
+        if (asked & new).any():
+            found.append(self._predict(replace(inputs, hits=hits), new, asked & new))
+        return found
 
-    def _read_on(self, inputs: Inputs, new: Bool[Tensor, "b t"], told: Bool[Tensor, "b t"]) -> Predictions:
-        """The predictions after the positions `told`, for which the tokens at `new` are read."""
-        branch = inputs.branch
-        line = kept = torch.arange(len(new), device=new.device)
-        if inputs.embeddings is None:
-            # Rows that differ in nothing that is read are one
-            taken = [] if branch is None else [branch.row[:, None], branch.known]
-            keys, line = torch.cat([*taken, torch.where(new, inputs.ids, -1)], 1).unique(dim=0, return_inverse=True)
-            kept = line.new_zeros(len(keys)).scatter_(0, line, kept)
-        row, at = told.nonzero(as_tuple=True)
-        asked = torch.zeros_like(told[kept]).index_put((line[row], at), told.new_ones(()))
-        context = (asked.flatten().cumsum(0) - 1)[line[row] * told.shape[1] + at]
-        rows = inputs.lines(kept)
-        if branch is not None and self.packs:
-            hidden, logits = self._run_packed(rows, new[kept], asked)
-        else:
-            hidden, logits = self._run_padded(rows, asked)
-        normaliser = None
-        if branch is not None and branch.guessed and logits is None:
-            # States are much alike where the same token of the label follows the same token
-            place = torch.where(rows.label, rows.label.cumsum(1), 0).roll(-1, 1)[asked]
-            kind = torch.where(place > 0, torch.stack([place, rows.ids[asked]], 1).unique(dim=0, return_inverse=True)[1] + 1, 0)
-            normaliser = self.output.estimated_normaliser(hidden, kind)
-        return Predictions(Contexts(self.output, hidden, logits, normaliser), context, row, at + 1)
+    def _usable_hits(self, hits: CacheHits, asked: Bool[Tensor, "b t"]) -> CacheHits:
+        """Return the hits without positions that have to be read all the same.
 
-    def _run_packed(self, rows: Inputs, new: Bool[Tensor, "u t"], asked: Bool[Tensor, "u t"]) -> States:
-        """The states after the positions `asked`: the tokens at `new` of all rows, one after another, are read as one row."""
-        assert rows.branch is not None
-        embeddings = None if rows.embeddings is None else rows.embeddings[new][None]
-        cache = branch_cache(rows.branch, new, self._windows)
-        hidden, logits = self._run(rows.ids[new][None], None, embeddings, cache, asked[new].nonzero()[:, 0], new.nonzero()[None, :, 1])
-        return hidden[0], None if logits is None else logits[0]
-
-    def _run_padded(self, rows: Inputs, asked: Bool[Tensor, "u t"]) -> States:
-        """The states after the positions `asked`, of rows that are read from their branch on."""
-        start = 0 if rows.branch is None else rows.branch.length
-        first, last = (int(column) for column in asked.any(0).nonzero()[[0, -1]])
-        part, asked = slice(start, last + 1), asked[:, first : last + 1]
-        embeddings = None if rows.embeddings is None else rows.embeddings[:, part]
-        cache = None if rows.branch is None else whole_cache(rows.branch, self.network.config)
-        columns = torch.arange(first - start, last + 1 - start)
-        hidden, logits = self._run(rows.ids[:, part], rows.mask[:, part], embeddings, cache, columns)
-        return hidden[asked], None if logits is None else logits[asked]
-
-    @torch.no_grad()
-    def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
-        """Keys and values of whole rows, and the predictions after `columns`, those before a branch from its trunk."""
-        branch, start = inputs.branch, inputs.branch.length if inputs.branch else 0
-        first, normaliser, cache = columns[0], None, whole_cache(branch, self.network.config) if self.branches else None
-        new = torch.tensor([column - start for column in columns if column >= start])
-        hidden, logits = self._run(inputs.ids[:, start:], inputs.mask[:, start:], None, cache, new)
-        if branch is not None and first < start:
-            trunk = branch.trunk
-            assert trunk.contexts is not None
-            older = branch.row[:, None] * len(trunk.columns) + torch.arange(first, start, device=self.device) - trunk.columns[0]
-            hidden = torch.cat([trunk.contexts.hidden[older], hidden], 1)
-            logits = None if logits is None else torch.cat([trunk.contexts.logits(older.flatten()).unflatten(0, older.shape), logits], 1)
-            normaliser = trunk.contexts.normaliser[older]
-            normaliser = torch.cat([normaliser, normaliser.new_full((len(older), len(new)), nan)], 1).flatten()
-        contexts = Contexts(self.output, hidden.flatten(0, 1), None if logits is None else logits.flatten(0, 1), normaliser)
-        states = [(layer.keys, layer.values) for layer in cache.layers] if cache is not None else []
-        # A layer with a sliding window may have let go of the first tokens
-        whole = all(keys is not None and keys.shape[-2] == inputs.ids.shape[1] for keys, _ in states)
-        return Trunk(states if whole else (), columns, contexts)
-
-    def _run(
-        self,
-        ids: Int[Tensor, "u t"],
-        mask: Bool[Tensor, "u t"] | None,
-        embeddings: Float[Tensor, "u t d"] | None,
-        cache: Any,
-        columns: Int[Tensor, " c"],
-        places: Int[Tensor, "u t"] | None = None,
-    ) -> States:
-        """The states after some of the columns.
-
-        With a mask the tokens follow one another, and those in the cache, which all of them see. Without one they stand at
-        `places`, and the cache knows what each of them sees.
+        These are positions whose prediction the cache did not keep; and, if rows are padded, those
+        that are not cached for every row from its beginning on.
         """
-        columns = columns.to(ids.device)
-        options: dict[str, Any] = {} if cache is None else {self._cache_name: cache}
-        if mask is None:
-            options |= {"branching": cache, "position_ids": places, "attention_mask": ids.new_ones(1, 1, 1, 1, dtype=torch.bool)}
+        kept = hits.cached_position >= hits.prefixes.positions[0]
+        cached = torch.where(asked & ~kept, -1, hits.cached_position)
+        hits = replace(hits, cached_position=cached)
+        if not self._packs(hits):
+            positions = torch.arange(cached.shape[1], device=cached.device)
+            cached = torch.where(positions < hits.num_shared_tokens, cached, -1)
+            hits = replace(hits, cached_position=cached)
+        return hits
+
+    def _packs(self, hits: CacheHits) -> bool:
+        """Whether rows with these hits are packed."""
+        return hits.packed and self.supports_packing
+
+    def _predict(
+        self, inputs: Inputs, new: Bool[Tensor, "b t"], asked: Bool[Tensor, "b t"]
+    ) -> Predictions:
+        """Predict the tokens after the positions `asked` by reading the tokens at `new`."""
+        distinct, group = self._distinct_rows(inputs, new)
+        row, position = asked.nonzero(as_tuple=True)
+        needed = torch.zeros_like(asked[distinct])
+        needed = needed.index_put((group[row], position), asked.new_ones(()))
+        # The number of each needed state, row after row  [u t]
+        number = (needed.flatten().cumsum(0) - 1).view(needed.shape)
+        rows, hits = inputs.select(distinct), inputs.hits
+        if rows.hits is not None and self._packs(rows.hits):
+            states = self._run_packed(rows, rows.hits, new[distinct], needed)
         else:
-            before = mask.new_ones(len(mask), 0 if cache is None else cache.get_seq_length())
-            options["attention_mask"] = torch.cat([before, mask], 1).long()
-        hidden: list[Tensor] = []
-        head, said = self.network.get_output_embeddings(), []
+            states = self._run_padded(rows, rows.hits, needed)
+        log_normaliser = None
+        if hits is not None and hits.approximate and self._head is not None:
+            kind = state_kind(rows, needed)
+            log_normaliser = self._head.estimated_log_normaliser(states.hidden, kind)
+        logits = LazyLogits(self._head, states.hidden, states.logits, log_normaliser)
+        return Predictions(logits, number[group[row], position], row, position + 1)
 
-        def catch(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            hidden.append(arguments[0])
-            return (arguments[0][:, :0],) if self._head_is_last else arguments
+    def _distinct_rows(
+        self, inputs: Inputs, new: Bool[Tensor, "b t"]
+    ) -> tuple[Int[Tensor, " u"], Int[Tensor, " b"]]:
+        """Find rows that differ in what is read of them.
 
-        hear = head.register_forward_hook(lambda _, __, out: said.append(out))
-        with head.register_forward_pre_hook(catch), hear, self.reading(embeddings), self._last.only(slice(None), columns):
-            out = self.network(input_ids=ids, logits_to_keep=columns, use_cache=cache is not None, **options)
-        if self._head_is_last:
-            return hidden[0], None
-        if self._head_is_last is None:
-            here = type(head) is torch.nn.Linear and head.weight.device == hidden[0].device
-            self._head_is_last = here and torch.equal(out.logits, said[0])
-        return hidden[0], widened(out.logits)
+        Returns:
+            One row of each group of equal ones, and each row's group.
+        """
+        everything = torch.arange(len(new), device=new.device)
+        if inputs.embeddings is not None:
+            return everything, everything
+        keys = [torch.where(new, inputs.ids, -1)]
+        if inputs.hits is not None:
+            keys = [inputs.hits.row[:, None], inputs.hits.cached_position, *keys]
+        groups, group = torch.cat(keys, 1).unique(dim=0, return_inverse=True)
+        return group.new_zeros(len(groups)).scatter_(0, group, everything), group
 
-    def label_log_probs(self, inputs: Inputs, read: Bool[Tensor, "b t"], *, as_embedding: bool = False) -> Float[Tensor, "b t"]:
-        """log p(x_t | x_<t) where `read` is true, else 0.
+    def label_log_probs(
+        self, inputs: Inputs, read: Bool[Tensor, "b t"], *, as_embedding: bool = False
+    ) -> Float[Tensor, "b t"]:
+        """Return log p(x_t | x_<t) where `read` is true, else 0.
 
-        A shift `inputs.labels` adds labels . log p at its places, zero in value. With `as_embedding`, the label of
-        position t is `inputs.embeddings` there: its shift from the table's row adds shift . h, zero in value at a token.
+        A shift `inputs.labels` adds labels . log p at its positions, which is zero in value.
+
+        Args:
+            as_embedding: let `inputs.embeddings` at position t be its label: the shift from the
+                table's row adds shift . h, for the hidden state h before it, which is zero in value
+                at a token.
         """
         result = torch.zeros(read.shape, device=read.device)
-        for out in self.predictions(inputs, read):
-            at = out.row, out.place
-            labels = inputs.ids[at]
-            log_probs = out.contexts.log_probs(out.context, labels)
+        for part in self.predictions(inputs, read):
+            labels = inputs.ids[part.at]
+            log_probs = part.logits.log_probs(part.index, labels)
             if as_embedding and inputs.embeddings is not None:
-                shift = inputs.embeddings[at] - self.vocabulary.embedding[labels]
-                log_probs = log_probs + (shift * out.contexts.hidden[out.context]).sum(-1)
-            result = result.to(log_probs).index_put(at, log_probs)
-            if inputs.labels is not None and inputs.label_places is not None:
-                # The context of each place of a label that is foretold here
-                contexts = torch.full_like(inputs.ids, -1).index_put(at, out.context).gather(1, inputs.label_places)
-                line, number = (contexts >= 0).nonzero(as_tuple=True)
-                # The shift is zero, so that nothing goes back through what it is multiplied with
-                chosen = out.contexts.all_log_probs(contexts[line, number]).detach()
-                shift = (inputs.labels[line, number] * chosen).sum(-1)
-                result = result.index_put((line, inputs.label_places[line, number]), shift, accumulate=True)
+                shift = inputs.embeddings[part.at] - self.vocabulary.embedding[labels]
+                log_probs = log_probs + (shift * part.logits.hidden[part.index]).sum(-1)
+            result = result.to(log_probs).index_put(part.at, log_probs)
+            if inputs.labels is not None and inputs.label_positions is not None:
+                result = part.add_label_shift(result, inputs)
         return result
 
     @torch.no_grad()
     def says(self, inputs: Inputs) -> Bool[Tensor, " b"]:
-        """Whether greedy decoding after each row's prompt says its label, token for token."""
+        """Return whether greedy decoding after each row's prompt yields its label."""
         result = torch.ones(len(inputs.ids), dtype=torch.bool, device=self.device)
-        for out in self.predictions(inputs, inputs.label):
-            wrong = out.contexts.logits(out.context).argmax(-1) != inputs.ids[out.row, out.place]
-            result[out.row[wrong]] = False
+        for part in self.predictions(inputs, inputs.label):
+            wrong = part.logits.logits(part.index).argmax(-1) != inputs.ids[part.at]
+            result[part.row[wrong]] = False
         return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,132 +11,168 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fuse.errors import FuseError
-from fuse.models.base import EmbeddingModel, load_network, load_pretrained
-from fuse.models.layers import LastFeedForward
-from fuse.types import Inputs, Trunk
+from fuse.models.base import EmbeddingModel
+from fuse.models.loading import load_network, load_pretrained
+from fuse.models.reuse_trial import ReuseTrial
+from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs
+from fuse.nn.fixed_layers import LastFeedForward
+from fuse.nn.hooks import changing_output
+from fuse.nn.packing import leftmost, packed_cache, padded_cache
+from fuse.nn.prefix_attention import use_prefix_attention
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class CLIP(EmbeddingModel):
-    """A CLIP-type dual encoder (CLIP, and others with the same `get_text_features` and `get_image_features`).
+    """A dual encoder: CLIP, or another with its `get_text_features` and `get_image_features`.
 
-    Its text tower is causal, so that it goes on from a `Trunk`.
+    Its text tower is causal. When the model is made, short passes try whether the tower packs rows
+    and goes on from a prefix cache.
     """
 
-    branches = True
-    packs = True
+    goal = "image"
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any, image_processor: Any) -> None:
-        from fuse.models.attention import BRANCHING
-
-        text = network.text_model
-        for number, layer in enumerate(text.encoder.layers):
-            layer.self_attn.layer_idx = number
-        text.config._attn_implementation = BRANCHING
         length = network.config.text_config.max_position_embeddings
-        super().__init__(network, tokenizer, network.text_model.get_input_embeddings(), length)
+        layer = network.text_model.get_input_embeddings()
+        super().__init__(network, tokenizer, layer, length)
         self.image_processor = image_processor
-        some = torch.arange(4, device=self.device)[None]
-        self._last = LastFeedForward(text, len(text.encoder.layers), lambda: text(input_ids=some).last_hidden_state[:, -1])
+        tower = self.network.text_model
+        ids = torch.arange(4, device=self.device)[None]
+        layers = tower.encoder.layers
+        self._last = LastFeedForward(
+            tower, len(layers), lambda: tower(input_ids=ids).last_hidden_state[:, -1]
+        )
+        trial = ReuseTrial(self, lambda inputs, _: self.vector(inputs))
+        for number, layer in enumerate(layers):
+            layer.self_attn.layer_idx = number
+        undo = use_prefix_attention(tower)
+        self.supports_prefix_cache = self.supports_packing = True
+        self.supports_packing = trial.passes(packed=True)
+        self.supports_prefix_cache = self.supports_packing or trial.passes(packed=False)
+        if not self.supports_prefix_cache:
+            undo()
 
     @classmethod
-    def load(cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any) -> CLIP:
+    def load(
+        cls,
+        model_id: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **options: Any,
+    ) -> CLIP:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         return cls(
-            load_network(CLIPModel, model_id, dtype=dtype, **options).to(device),
+            load_network(CLIPModel, model_id, device, dtype=dtype, **options),
             load_pretrained(AutoTokenizer, model_id),
             load_pretrained(AutoImageProcessor, model_id),
         )
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
-        """Unit text vectors, pooled where the network itself pools (at the end token)."""
-        from fuse.models.attention import branch_cache, leftmost
-
-        if inputs.branch is None:
-            return normalize(self._run(inputs.ids, self._causal(inputs), inputs.embeddings).float(), dim=-1)
-        own = inputs.mask & (inputs.branch.known < 0)
-        places, real = leftmost(own)
-        embeddings = None if inputs.embeddings is None else inputs.embeddings[torch.arange(len(own), device=own.device)[:, None], places]
-        cache = branch_cache(inputs.branch, own)
-        return normalize(self._run(inputs.ids.gather(1, places), None, embeddings, places, cache, real).float(), dim=-1)
+        """Return unit text vectors, pooled where the network itself pools (at the end token)."""
+        hits = inputs.hits
+        if hits is None:
+            pooled = self._run(inputs.ids, self._mask(inputs), inputs.embeddings)
+        elif hits.packed and self.supports_packing:
+            pooled = self._run_packed(inputs, hits)
+        else:
+            start = hits.num_shared_tokens
+            pooled = self._run_from(start, inputs, padded_cache(hits))
+        return normalize(pooled.float(), dim=-1)
 
     @torch.no_grad()
-    def read(self, inputs: Inputs, columns: Sequence[int]) -> Trunk:
-        from fuse.models.attention import whole_cache
+    def prefill(self, inputs: Inputs, positions: Sequence[int]) -> CachedPrefixes:
+        """Read rows from which others can go on. Nothing is predicted."""
+        start = 0 if inputs.hits is None else inputs.hits.num_shared_tokens
+        cache = padded_cache(inputs.hits)
+        self._run_from(start, inputs, cache)
+        return CachedPrefixes([(layer.keys, layer.values) for layer in cache.layers], positions)
 
-        start = inputs.branch.length if inputs.branch else 0
-        cache = whole_cache(inputs.branch)
-        places = torch.arange(start, inputs.ids.shape[1], device=self.device)[None]
-        self._run(inputs.ids[:, start:], self._causal(inputs)[..., start:, :], None, places, cache)
-        return Trunk([(layer.keys, layer.values) for layer in cache.layers], columns)
+    def _mask(self, inputs: Inputs) -> Tensor:
+        """Return a mask for the network.
 
-    def _causal(self, inputs: Inputs) -> Bool[Tensor, "b 1 t t"]:
-        """Each real token sees itself and those before it."""
-        places = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
-        return (places <= places[:, None]) & inputs.mask[:, None, None]
+        It is [b t] of the real tokens or, if there may be a cache, [b 1 t t] of what each one sees.
+        """
+        if not self.supports_prefix_cache:
+            return inputs.mask.long()
+        positions = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+        return (positions <= positions[:, None]) & inputs.mask[:, None, None]
+
+    def _run_from(self, start: int, inputs: Inputs, cache: Any) -> Float[Tensor, "b e"]:
+        """Read the tokens from `start` on, those before from the cache, which gets them all."""
+        positions = torch.arange(start, inputs.ids.shape[1], device=inputs.ids.device)[None]
+        embeddings = None if inputs.embeddings is None else inputs.embeddings[:, start:]
+        mask = self._mask(inputs)[..., start:, :]
+        return self._run(inputs.ids[:, start:], mask, embeddings, positions, cache)
+
+    def _run_packed(self, inputs: Inputs, hits: CacheHits) -> Float[Tensor, "b e"]:
+        """Read the tokens that are not cached, of all rows as one row."""
+        own = inputs.mask & (hits.cached_position < 0)
+        positions, real = leftmost(own)
+        embeddings = inputs.embeddings
+        if embeddings is not None:
+            rows = torch.arange(len(own), device=own.device)[:, None]
+            embeddings = embeddings[rows, positions]
+        ids, cache = inputs.ids.gather(1, positions), packed_cache(hits, own)
+        # Already a mask of four axes, which is passed on; the cache says what each token sees
+        mask = own.new_ones(1, 1, 1, 1)
+        with _packing_layers(self.network.text_model, real):
+            return self._run(ids, mask, embeddings, positions, cache, real)
 
     def _run(
         self,
         ids: Int[Tensor, "b t"],
-        seen: Bool[Tensor, "b 1 t k"] | None,
+        mask: Tensor,
         embeddings: Float[Tensor, "b t d"] | None = None,
-        places: Int[Tensor, "#b t"] | None = None,
+        positions: Int[Tensor, "#b t"] | None = None,
         cache: Any = None,
         real: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b e"]:
-        """What the network pools; keys and values are added to the cache, if there is one, which may say what is seen.
+        """Return what the network pools.
 
-        With `real` the layers read these tokens alone, of all rows one after another.
+        Args:
+            cache: gets the keys and values; a `packed_cache` also says what each token sees.
+            real: the tokens that the layers read as one row; None if they read the rows as they
+                are.
         """
-        text = self.network.text_model
-        seen = ids.new_ones(1, 1, 1, 1, dtype=torch.bool) if seen is None else seen
         # The network pools at its end token, or at the highest id
-        pooled = (ids == text.eos_token_id) | (ids == ids.amax(1, keepdim=True))
+        end = self.network.text_model.eos_token_id
+        pooled = (ids == end) | (ids == ids.amax(1, keepdim=True))
         pooled = pooled if real is None else pooled[real][None]
-        with self.reading(embeddings), _packed(text, real), self._last.only(pooled):
-            out = self.network.get_text_features(input_ids=ids, attention_mask=seen, position_ids=places, branching=cache, updating=cache)
+        options = {} if cache is None else {"cache_hits": cache, "cache_update": cache}
+        with self.reading(embeddings), self._last.only(pooled):
+            out = self.network.get_text_features(
+                input_ids=ids, attention_mask=mask, position_ids=positions, **options
+            )
         return out.pooler_output
 
     @torch.no_grad()
     def embed_images(self, images: list[Image]) -> Float[Tensor, "b e"]:
-        """Unit image vectors, one a picture."""
+        """Return unit image vectors, one an image."""
         pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        out = self.network.get_image_features(pixel_values=pixels.to(self.device, self.network.dtype))
+        pixels = pixels.to(self.device, self.network.dtype)
+        out = self.network.get_image_features(pixel_values=pixels)
         return normalize(out.pooler_output.float(), dim=-1)
 
 
 @contextmanager
-def _packed(text: Any, real: Bool[Tensor, "b t"] | None) -> Iterator[None]:
-    """Within this context the layers of a text tower read the real tokens as one row; it pools its rows again as they are."""
-    if real is None:
-        yield
-        return
+def _packing_layers(tower: Any, real: Bool[Tensor, "b t"]) -> Iterator[None]:
+    """Let the layers of a text tower read the real tokens as one row, within a context.
 
-    def spread(states: Float[Tensor, "1 n d"]) -> Float[Tensor, "b t d"]:
+    Its embeddings and its pooling read the rows as they are.
+    """
+
+    def packed(states: Float[Tensor, "b t d"]) -> Float[Tensor, "1 n d"]:
+        return states[real][None]
+
+    def unpacked(states: Float[Tensor, "1 n d"]) -> Float[Tensor, "b t d"]:
         return states.new_zeros(*real.shape, states.shape[-1]).index_put((real,), states[0])
 
-    gather = text.embeddings.register_forward_hook(lambda _, __, out: out[real][None])
-    with gather, text.final_layer_norm.register_forward_hook(lambda _, __, out: spread(out)):
+    before = changing_output(tower.embeddings, packed)
+    with before, changing_output(tower.final_layer_norm, unpacked):
         yield
-
-
-def open_image(path: str | Path, key: str = "image") -> Image:
-    """A picture file in RGB, turned the right way up, transparent parts on white.
-
-    Raises:
-        FuseError: there is no such file, or it is no picture.
-    """
-    from PIL import Image, ImageOps
-
-    if not Path(path).is_file():
-        raise FuseError(f"{key}={path}: no such file; give the path of a picture, such as images/house.png")
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FuseError(f"{key}={path}: not a picture that can be read ({error}); give a PNG, JPEG or WebP file") from error

@@ -1,4 +1,4 @@
-"""Sentence encoders: a transformer, a pooling and perhaps a normalisation, as a sentence-transformers folder tells."""
+"""Sentence encoders: a transformer and a pooling, as in a folder of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -11,40 +11,62 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fuse.errors import FuseError
-from fuse.models.base import EmbeddingModel, load_network, load_pretrained
-from fuse.types import Inputs
+from fuse.errors import FuseError, one_of
+from fuse.models.base import EmbeddingModel, context_length
+from fuse.models.loading import load_network, load_pretrained
+from fuse.nn.batch import Inputs
+
+POOLINGS = {
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+}
+"""The poolings that are offered, and what sentence-transformers calls them."""
+MODULES = ("Transformer", "Pooling", "Normalize")
+"""The parts of a folder that are known; vectors are normalised in any case."""
 
 
 class SentenceEncoder(EmbeddingModel):
-    """A sentence encoder. `pooling` is "mean", "cls" or "max" over the tokens' last hidden states."""
+    """A sentence encoder.
+
+    Args:
+        pooling: "mean", "cls" or "max" of the tokens' last hidden states.
+    """
 
     def __init__(self, network: Any, tokenizer: Any, pooling: str = "mean") -> None:
-        if pooling not in ("mean", "cls", "max"):
-            raise FuseError(f"pooling={pooling}: expected mean, cls or max")
-        length = min(getattr(network.config, "max_position_embeddings", None) or tokenizer.model_max_length, tokenizer.model_max_length)
+        if pooling not in POOLINGS:
+            raise FuseError(f"pooling={pooling}: {one_of(pooling, POOLINGS)}")
+        length = context_length(network.config, tokenizer)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length)
         self.pooling = pooling
 
     @classmethod
     def load(
-        cls, model_id: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **options: Any
+        cls,
+        model_id: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **options: Any,
     ) -> SentenceEncoder:
-        """From a hub id or a local folder; pooling as its `1_Pooling/config.json` says, mean where there is none.
+        """Load a model from a hub id or a local folder.
+
+        It pools as its `1_Pooling/config.json` says; by the mean where there is none. `options` go
+        to `from_pretrained`.
 
         Raises:
             FuseError: the model cannot be found or read, or pools in a way that is not offered.
         """
         from transformers import AutoModel, AutoTokenizer
 
-        network = load_network(AutoModel, model_id, dtype=dtype, **options).to(device)
+        network = load_network(AutoModel, model_id, device, dtype=dtype, **options)
         return cls(network, load_pretrained(AutoTokenizer, model_id), _pooling_of(model_id))
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
-        """Unit sentence vectors. (Cosines need no separate normalisation layer: all vectors are unit here.)"""
+        """Return unit sentence vectors."""
         with self.reading(inputs.embeddings):
-            hidden = self.network(input_ids=inputs.ids, attention_mask=inputs.mask.long()).last_hidden_state.float()
-        mask = inputs.mask[..., None]
+            out = self.network(input_ids=inputs.ids, attention_mask=inputs.mask.long())
+        hidden, mask = out.last_hidden_state.float(), inputs.mask[..., None]
         if self.pooling == "cls":
             pooled = hidden[:, 0]
         elif self.pooling == "max":
@@ -55,28 +77,40 @@ class SentenceEncoder(EmbeddingModel):
 
 
 def _pooling_of(model_id: str) -> str:
-    """The pooling that a sentence-transformers folder or hub repository describes."""
-    modules = _read_json(model_id, "modules.json") or []
-    others = [m["type"] for m in modules if m["type"].rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]
-    if others:
-        raise FuseError(f"model_id={model_id}: has the module {others[0]}; expected Transformer, Pooling and Normalize alone")
+    """Return the pooling that a folder or hub repository of sentence-transformers describes."""
+    for module in _read_json(model_id, "modules.json") or []:
+        if module["type"].rpartition(".")[2] not in MODULES:
+            raise FuseError(
+                f"model_id={model_id}: has the module {module['type']}; "
+                "expected Transformer, Pooling and Normalize alone"
+            )
     config = _read_json(model_id, "1_Pooling/config.json")
     if config is None:
         return "mean"
-    modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
-    if len(modes) != 1 or modes[0] not in names:
-        raise FuseError(f"model_id={model_id}: pools by {', '.join(modes)}; expected one of mean, cls, max")
-    return names[modes[0]]
+    modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
+    names = [name for name, key in POOLINGS.items() if modes == [key]]
+    if not names:
+        raise FuseError(
+            f"model_id={model_id}: pools by {', '.join(modes)}; "
+            f"expected one of {', '.join(POOLINGS)}"
+        )
+    return names[0]
 
 
 def _read_json(model_id: str, name: str) -> Any:
-    """A JSON file of a model's folder or hub repository; None where there is none."""
+    """Return a JSON file of a model's folder or hub repository; None where there is none."""
     from transformers.utils import cached_file
 
     folder = Path(model_id).expanduser()
     try:
-        path = folder / name if folder.is_dir() else cached_file(model_id, name, _raise_exceptions_for_missing_entries=False)
-        return json.loads(Path(path).read_text()) if path is not None and Path(path).is_file() else None
+        path: Any = folder / name
+        if not folder.is_dir():
+            path = cached_file(model_id, name, _raise_exceptions_for_missing_entries=False)
+        if path is None or not Path(path).is_file():
+            return None
+        return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise FuseError(f"model_id={model_id}: its {name} cannot be read ({error}); repair the folder or choose another model") from error
+        raise FuseError(
+            f"model_id={model_id}: its {name} cannot be read ({error}); "
+            "repair the folder or choose another model"
+        ) from error

@@ -1,4 +1,4 @@
-"""Pictures of scenes: coloured silhouettes with a dark line and a white rim, pasted on one of eight backgrounds."""
+"""Pictures of scenes: coloured silhouettes with a dark line and a white rim."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 PALETTE: dict[str, Colour] = {
-    "red": (214, 36, 40), "orange": (246, 130, 24), "yellow": (250, 218, 48), "green": (46, 160, 60),
-    "blue": (36, 84, 210), "purple": (128, 56, 170), "pink": (250, 150, 192), "brown": (124, 74, 38),
-    "black": (28, 28, 32), "white": (252, 252, 252), "gray": (140, 143, 148), "turquoise": (40, 202, 192),
+    "red": (214, 36, 40), "orange": (246, 130, 24), "yellow": (250, 218, 48),
+    "green": (46, 160, 60), "blue": (36, 84, 210), "purple": (128, 56, 170),
+    "pink": (250, 150, 192), "brown": (124, 74, 38), "black": (28, 28, 32),
+    "white": (252, 252, 252), "gray": (140, 143, 148), "turquoise": (40, 202, 192),
 }  # fmt: skip
-DARK, LIGHT, WOOD, LEAF, FLAME = (44, 42, 50), (246, 240, 222), (150, 106, 64), (70, 140, 70), (255, 190, 60)
+DARK, LIGHT, WOOD = (44, 42, 50), (246, 240, 222), (150, 106, 64)
+LEAF, FLAME = (70, 140, 70), (255, 190, 60)
 OVERSAMPLE = 2
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`share` of `b` in `a`."""
+    """Mix `share` of `b` into `a`."""
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
 class Pen:
-    """Draws in a box whose x and y run from -1 to 1 (y downwards), filled with the thing's colour by default."""
+    """Draws in a box whose x and y run from -1 to 1 (y downwards).
+
+    Shapes are filled with the thing's colour by default.
+    """
 
     def __init__(self, half: int, colour: Colour, flip: bool) -> None:
         self.half, self.flip = half, -1 if flip else 1
@@ -37,48 +42,71 @@ class Pen:
         self.canvas = ImageDraw.Draw(self.image)
         dark = sum(colour) < 150
         self.ink = (150, 150, 158) if dark else DARK
-        self.body, self.shade = colour, mix(colour, (255, 255, 255), 0.22) if dark else mix(colour, (0, 0, 0), 0.28)
+        lighter, darker = mix(colour, (255, 255, 255), 0.22), mix(colour, (0, 0, 0), 0.28)
+        self.body, self.shade = colour, lighter if dark else darker
         self.width = max(2, round(half * 0.055))
 
     def at(self, points: Iterable[Point]) -> list[Point]:
-        """Unit points as pixels of the tile."""
-        return [(self.side / 2 + x * self.flip * self.half, self.side / 2 + y * self.half) for x, y in points]
+        """Return unit points as pixels of the tile."""
+        middle, along = self.side / 2, self.flip * self.half
+        return [(middle + x * along, middle + y * self.half) for x, y in points]
 
     def poly(self, *points: Point, fill: Colour | None = None) -> None:
-        """A filled, outlined polygon."""
+        """Draw a filled, outlined polygon."""
         pixels = self.at(points)
         self.canvas.polygon(pixels, fill=fill or self.body)
-        self.canvas.line([*pixels, pixels[0], pixels[1]], fill=self.ink, width=self.width, joint="curve")
+        self.canvas.line(
+            [*pixels, pixels[0], pixels[1]], fill=self.ink, width=self.width, joint="curve"
+        )
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, fill: Colour | None = None) -> None:
-        """A filled, outlined rectangle."""
+        """Draw a filled, outlined rectangle."""
         self.poly((x0, y0), (x1, y0), (x1, y1), (x0, y1), fill=fill)
 
-    def oval(self, x: float, y: float, rx: float, ry: float | None = None, fill: Colour | None = None) -> None:
-        """A filled, outlined ellipse about (x, y)."""
+    def oval(
+        self, x: float, y: float, rx: float, ry: float | None = None, fill: Colour | None = None
+    ) -> None:
+        """Draw a filled, outlined ellipse about (x, y)."""
         self.pie(x, y, rx, rx if ry is None else ry, 0, 360, fill)
 
-    def pie(self, x: float, y: float, rx: float, ry: float, start: int, end: int, fill: Colour | None = None) -> None:
-        """A filled, outlined piece of an ellipse from `start` to `end` degrees (0 right, 90 down), closed by a chord."""
+    def pie(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        start: int,
+        end: int,
+        fill: Colour | None = None,
+    ) -> None:
+        """Draw a filled, outlined segment of an ellipse, closed by a chord.
+
+        It goes from `start` to `end` degrees (0 right, 90 down).
+        """
         self.poly(*arc(x, y, rx, ry, start, end), fill=fill)
 
     def line(self, *points: Point, fill: Colour | None = None, width: float = 0.055) -> None:
-        """An open line, in ink by default."""
-        self.canvas.line(self.at(points), fill=fill or self.ink, width=max(2, round(self.half * width)), joint="curve")
+        """Draw an open line, in ink by default."""
+        self.canvas.line(
+            self.at(points),
+            fill=fill or self.ink,
+            width=max(2, round(self.half * width)),
+            joint="curve",
+        )
 
     def rod(self, *points: Point, fill: Colour | None = None, width: float = 0.16) -> None:
-        """A thick line with an ink edge, in the thing's colour by default."""
+        """Draw a thick line with an ink edge, in the thing's colour by default."""
         self.line(*points, width=width + 0.09)
         self.line(*points, fill=fill or self.body, width=width)
 
     def dot(self, x: float, y: float, r: float = 0.07, fill: Colour | None = None) -> None:
-        """A small round dot without an outline, in ink by default."""
+        """Draw a small round dot without an outline, in ink by default."""
         (cx, cy), r = self.at([(x, y)])[0], r * self.half
         self.canvas.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill or self.ink)
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: int, end: int) -> list[Point]:
-    """Points along an ellipse, every ten degrees."""
+    """Return points along an ellipse, every ten degrees."""
     angles = [math.radians(a) for a in [*range(start, end, 10), end]]
     return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
 
@@ -95,10 +123,12 @@ def house(p: Pen) -> None:
 
 
 def castle(p: Pen) -> None:
-    p.poly((-0.5, 0.0), (-0.25, 0.0), (-0.25, -0.2), (0, -0.2), (0, 0), (0.25, 0), (0.25, -0.2), (0.5, -0.2),
+    p.poly((-0.5, 0.0), (-0.25, 0.0), (-0.25, -0.2), (0, -0.2), (0, 0), (0.25, 0), (0.25, -0.2),
+    (0.5, -0.2),
            (0.5, 0.92), (-0.5, 0.92))  # fmt: skip
     for x in (-0.68, 0.68):
-        p.poly((x - 0.28, -0.75), (x - 0.1, -0.75), (x - 0.1, -0.55), (x + 0.1, -0.55), (x + 0.1, -0.75),
+        p.poly((x - 0.28, -0.75), (x - 0.1, -0.75), (x - 0.1, -0.55), (x + 0.1, -0.55),
+        (x + 0.1, -0.75),
                (x + 0.28, -0.75), (x + 0.28, 0.92), (x - 0.28, 0.92))  # fmt: skip
         p.rect(x - 0.07, -0.3, x + 0.07, 0.05, fill=DARK)
     p.poly((-0.24, 0.92), *arc(0, 0.45, 0.24, 0.24, 180, 360), (0.24, 0.92), fill=DARK)
@@ -112,7 +142,13 @@ def tent(p: Pen) -> None:
 
 def tree(p: Pen) -> None:
     p.rect(-0.15, 0.2, 0.15, 0.98, fill=WOOD)
-    bumps = [(0, -0.55, 0.42), (-0.5, -0.2, 0.4), (0.5, -0.2, 0.4), (-0.3, 0.1, 0.35), (0.3, 0.1, 0.35)]
+    bumps = [
+        (0, -0.55, 0.42),
+        (-0.5, -0.2, 0.4),
+        (0.5, -0.2, 0.4),
+        (-0.3, 0.1, 0.35),
+        (0.3, 0.1, 0.35),
+    ]
     for x, y, r in bumps:
         p.oval(x, y, r)
     for x, y, r in bumps:
@@ -180,7 +216,15 @@ def rocket(p: Pen) -> None:
     p.poly((-0.2, 0.6), (0, 1.05), (0.2, 0.6), fill=FLAME)
     p.poly((-0.3, 0.1), (-0.7, 0.75), (-0.25, 0.6), fill=p.shade)
     p.poly((0.3, 0.1), (0.7, 0.75), (0.25, 0.6), fill=p.shade)
-    p.poly((0, -1), (0.22, -0.7), (0.34, -0.2), (0.28, 0.62), (-0.28, 0.62), (-0.34, -0.2), (-0.22, -0.7))
+    p.poly(
+        (0, -1),
+        (0.22, -0.7),
+        (0.34, -0.2),
+        (0.28, 0.62),
+        (-0.28, 0.62),
+        (-0.34, -0.2),
+        (-0.22, -0.7),
+    )
     p.oval(0, -0.25, 0.16, fill=LIGHT)
 
 
@@ -194,7 +238,13 @@ def balloon(p: Pen) -> None:
 def kite(p: Pen) -> None:
     p.line((-0.1, 0.3), (-0.3, 0.6), (0.0, 0.78), (-0.35, 1.0))
     for x, y in ((-0.27, 0.58), (-0.05, 0.78)):
-        p.poly((x - 0.16, y - 0.1), (x + 0.16, y + 0.1), (x + 0.16, y - 0.1), (x - 0.16, y + 0.1), fill=p.shade)
+        p.poly(
+            (x - 0.16, y - 0.1),
+            (x + 0.16, y + 0.1),
+            (x + 0.16, y - 0.1),
+            (x - 0.16, y + 0.1),
+            fill=p.shade,
+        )
     p.poly((0.25, -1), (0.75, -0.45), (-0.1, 0.4), (-0.5, -0.6))
     p.poly((0.25, -1), (0.75, -0.45), (0.1, -0.42), fill=p.shade)
     p.poly((0.1, -0.42), (-0.1, 0.4), (-0.5, -0.6), fill=p.shade)
@@ -203,7 +253,9 @@ def kite(p: Pen) -> None:
 def umbrella(p: Pen) -> None:
     p.line((0, -0.95), (0, 0.7), *arc(0.17, 0.7, 0.17, 0.2, 180, 0), width=0.09)
     p.line((0, 0.7), *arc(0.17, 0.7, 0.17, 0.2, 0, 180)[::-1], width=0.09)
-    scallops = [point for x in (0.66, 0.0, -0.66) for point in arc(x, 0.05, 0.33, 0.22, 180, 360)[::-1]]
+    scallops = [
+        point for x in (0.66, 0.0, -0.66) for point in arc(x, 0.05, 0.33, 0.22, 180, 360)[::-1]
+    ]
     p.poly(*arc(0, 0.05, 1, 0.9, 180, 360), *scallops)
     p.line((-0.33, 0.0), (-0.22, -0.5), (0, -0.85), (0.22, -0.5), (0.33, 0.0))
 
@@ -215,14 +267,18 @@ def hat(p: Pen) -> None:
 
 
 def shirt(p: Pen) -> None:
-    p.poly((-0.3, -0.75), (-0.55, -0.7), (-1, -0.15), (-0.72, 0.12), (-0.5, -0.12), (-0.5, 0.9), (0.5, 0.9),
-           (0.5, -0.12), (0.72, 0.12), (1, -0.15), (0.55, -0.7), (0.3, -0.75), (0, -0.5))  # fmt: skip
+    p.poly((-0.3, -0.75), (-0.55, -0.7), (-1, -0.15), (-0.72, 0.12), (-0.5, -0.12), (-0.5, 0.9),
+    (0.5, 0.9),
+           (0.5, -0.12), (0.72, 0.12), (1, -0.15), (0.55, -0.7), (0.3, -0.75),
+           (0, -0.5))  # fmt: skip
     for y in (-0.15, 0.2, 0.55):
         p.dot(0, y, 0.08)
 
 
 def crown(p: Pen) -> None:
-    p.poly((-0.8, 0.65), (-1, -0.4), (-0.45, 0.05), (0, -0.65), (0.45, 0.05), (1, -0.4), (0.8, 0.65))
+    p.poly(
+        (-0.8, 0.65), (-1, -0.4), (-0.45, 0.05), (0, -0.65), (0.45, 0.05), (1, -0.4), (0.8, 0.65)
+    )
     p.rect(-0.8, 0.45, 0.8, 0.75, fill=p.shade)
     for x, y in ((-1, -0.45), (0, -0.72), (1, -0.45)):
         p.oval(x * 0.96, y, 0.12, fill=LIGHT)
@@ -233,11 +289,14 @@ def cup(p: Pen) -> None:
     p.poly((-0.7, -0.35), (0.5, -0.35), (0.4, 0.8), (-0.6, 0.8))
     p.oval(-0.1, -0.35, 0.6, 0.14, fill=LIGHT)
     for x in (-0.35, -0.05, 0.25):
-        p.line((x, -0.55), (x + 0.1, -0.7), (x - 0.03, -0.8), (x + 0.07, -0.95), fill=(170, 170, 176))
+        p.line(
+            (x, -0.55), (x + 0.1, -0.7), (x - 0.03, -0.8), (x + 0.07, -0.95), fill=(170, 170, 176)
+        )
 
 
 def bottle(p: Pen) -> None:
-    p.poly((-0.14, -0.8), (0.14, -0.8), (0.14, -0.35), (0.38, -0.05), (0.38, 0.98), (-0.38, 0.98), (-0.38, -0.05),
+    p.poly((-0.14, -0.8), (0.14, -0.8), (0.14, -0.35), (0.38, -0.05), (0.38, 0.98), (-0.38, 0.98),
+    (-0.38, -0.05),
            (-0.14, -0.35))  # fmt: skip
     p.rect(-0.17, -1, 0.17, -0.78, fill=WOOD)
     p.rect(-0.38, 0.22, 0.38, 0.65, fill=LIGHT)
@@ -285,13 +344,24 @@ def key(p: Pen) -> None:
 def bell(p: Pen) -> None:
     p.oval(0, 0.75, 0.18, fill=p.shade)
     p.oval(0, -0.8, 0.14, fill=p.shade)
-    p.poly(*arc(0, -0.2, 0.45, 0.52, 180, 360), (0.52, 0.3), (0.85, 0.7), (-0.85, 0.7), (-0.52, 0.3))
+    p.poly(
+        *arc(0, -0.2, 0.45, 0.52, 180, 360), (0.52, 0.3), (0.85, 0.7), (-0.85, 0.7), (-0.52, 0.3)
+    )
     p.line((-0.6, 0.45), (0.6, 0.45))
 
 
 def drum(p: Pen) -> None:
     p.poly((-0.85, -0.3), (0.85, -0.3), *arc(0, 0.6, 0.85, 0.3, 0, 180))
-    p.line((-0.85, 0.6), (-0.5, 0.05), (-0.2, 0.85), (0.15, 0.1), (0.5, 0.8), (0.85, 0.0), fill=LIGHT, width=0.08)
+    p.line(
+        (-0.85, 0.6),
+        (-0.5, 0.05),
+        (-0.2, 0.85),
+        (0.15, 0.1),
+        (0.5, 0.8),
+        (0.85, 0.0),
+        fill=LIGHT,
+        width=0.08,
+    )
     p.oval(0, -0.3, 0.85, 0.26, fill=LIGHT)
     p.line((-0.1, -0.35), (0.75, -0.95), width=0.09, fill=WOOD)
     p.line((-0.3, -0.35), (-0.75, -0.95), width=0.09, fill=WOOD)
@@ -328,7 +398,9 @@ def ball(p: Pen) -> None:
 def star(p: Pen) -> None:
     radius = [1.0 if i % 2 == 0 else 0.42 for i in range(10)]
     angles = [math.radians(36 * i - 90) for i in range(10)]
-    p.poly(*[(r * math.cos(a), 0.05 + r * math.sin(a)) for r, a in zip(radius, angles, strict=True)])
+    p.poly(
+        *[(r * math.cos(a), 0.05 + r * math.sin(a)) for r, a in zip(radius, angles, strict=True)]
+    )
 
 
 def heart(p: Pen) -> None:
@@ -362,17 +434,23 @@ def snail(p: Pen) -> None:
     p.line((-0.6, 0.1), (-0.6, -0.45), width=0.07)
     p.dot(-0.95, -0.4, 0.09)
     p.dot(-0.6, -0.45, 0.09)
-    p.poly((-0.95, 0.3), *arc(-0.7, 0.2, 0.25, 0.25, 180, 340), (-0.4, 0.5), (0.7, 0.5), (1.05, 0.8), (-0.7, 0.8),
+    p.poly((-0.95, 0.3), *arc(-0.7, 0.2, 0.25, 0.25, 180, 340), (-0.4, 0.5), (0.7, 0.5),
+    (1.05, 0.8), (-0.7, 0.8),
            fill=LIGHT)  # fmt: skip
     p.oval(0.2, 0.0, 0.65)
-    spiral = [(r * math.cos(7 * r / 0.5), r * math.sin(7 * r / 0.5)) for r in (i / 40 for i in range(2, 21))]
+    spiral = [
+        (r * math.cos(7 * r / 0.5), r * math.sin(7 * r / 0.5))
+        for r in (i / 40 for i in range(2, 21))
+    ]
     p.line(*[(0.2 + x, y) for x, y in spiral], width=0.09)
 
 
 DRAW_OBJECT: dict[str, Callable[[Pen], None]] = {
     f.__name__: f for f in (
-        house, castle, tent, tree, flower, mushroom, apple, pear, car, train, boat, rocket, balloon, kite, umbrella,
-        hat, shirt, crown, cup, bottle, lamp, candle, clock, book, key, bell, drum, guitar, chair, table, ball, star,
+        house, castle, tent, tree, flower, mushroom, apple, pear, car, train, boat, rocket, balloon,
+        kite, umbrella,
+        hat, shirt, crown, cup, bottle, lamp, candle, clock, book, key, bell, drum, guitar, chair,
+        table, ball, star,
         heart, fish, cat, snail,
     )
 }  # fmt: skip
@@ -382,27 +460,39 @@ DRAW_OBJECT: dict[str, Callable[[Pen], None]] = {
 
 
 def sky(d: ImageDraw.ImageDraw, n: int, top: Colour, bottom: Colour, until: float = 1.0) -> None:
-    """A vertical gradient in 16 bands down to the height `until`."""
+    """Draw a vertical gradient in 16 bands down to the height `until`."""
     for i in range(16):
-        d.rectangle((0, n * until * i / 16, n, n * until * (i + 1) / 16), fill=mix(top, bottom, i / 15))
+        d.rectangle(
+            (0, n * until * i / 16, n, n * until * (i + 1) / 16), fill=mix(top, bottom, i / 15)
+        )
 
 
 def disc(d: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: Colour) -> None:
-    """A filled circle."""
+    """Draw a filled circle."""
     d.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
 
-def hills(d: ImageDraw.ImageDraw, n: int, y: float, height: float, fill: Colour, rng: random.Random) -> None:
-    """A wavy ground from the height `y` down."""
+def hills(
+    d: ImageDraw.ImageDraw, n: int, y: float, height: float, fill: Colour, rng: random.Random
+) -> None:
+    """Draw a wavy ground from the height `y` down."""
     phase, waves = rng.random() * 6.3, rng.uniform(0.8, 1.6)
-    top = [(n * i / 32, n * (y + height * math.sin(phase + waves * 6.3 * i / 32))) for i in range(33)]
+    top = [
+        (n * i / 32, n * (y + height * math.sin(phase + waves * 6.3 * i / 32))) for i in range(33)
+    ]
     d.polygon([*top, (n, n), (0, n)], fill=fill)
 
 
 def night(d: ImageDraw.ImageDraw, n: int, rng: random.Random) -> None:
     sky(d, n, (8, 12, 48), (34, 42, 104))
     for _ in range(45):
-        disc(d, rng.random() * n, rng.random() * n * 0.85, n * rng.uniform(0.003, 0.007), (255, 250, 220))
+        disc(
+            d,
+            rng.random() * n,
+            rng.random() * n * 0.85,
+            n * rng.uniform(0.003, 0.007),
+            (255, 250, 220),
+        )
     x, y, r = n * rng.uniform(0.1, 0.9), n * rng.uniform(0.08, 0.16), n * 0.07
     disc(d, x, y, r, (250, 244, 205))
     disc(d, x + r * 0.5, y - r * 0.2, r * 0.85, (12, 17, 56))
@@ -416,7 +506,9 @@ def sea(d: ImageDraw.ImageDraw, n: int, rng: random.Random) -> None:
     for _ in range(26):
         x, y, w = rng.random() * n, n * rng.uniform(horizon + 0.03, beach), n * 0.035
         d.arc((x, y, x + w, y + w * 0.7), 0, 180, fill=(170, 220, 240), width=max(1, n // 128))
-        d.arc((x + w, y, x + 2 * w, y + w * 0.7), 0, 180, fill=(170, 220, 240), width=max(1, n // 128))
+        d.arc(
+            (x + w, y, x + 2 * w, y + w * 0.7), 0, 180, fill=(170, 220, 240), width=max(1, n // 128)
+        )
     hills(d, n, beach, 0.02, (240, 250, 252), rng)
     hills(d, n, beach + 0.035, 0.02, (238, 218, 160), rng)
 
@@ -435,7 +527,11 @@ def desert(d: ImageDraw.ImageDraw, n: int, rng: random.Random) -> None:
     hills(d, n, rng.uniform(0.46, 0.55), 0.05, (232, 184, 110), rng)
     for _ in range(3):
         x, y, h = n * rng.random(), n * rng.uniform(0.6, 0.75), n * rng.uniform(0.11, 0.16)
-        for dx, y0, y1 in ((0, -h, 0), (-0.3 * h, -0.75 * h, -0.4 * h), (0.3 * h, -0.85 * h, -0.5 * h)):
+        for dx, y0, y1 in (
+            (0, -h, 0),
+            (-0.3 * h, -0.75 * h, -0.4 * h),
+            (0.3 * h, -0.85 * h, -0.5 * h),
+        ):
             d.line((x + dx, y + y0, x + dx, y + y1), fill=(60, 120, 70), width=round(h * 0.16))
             d.line((x, y + y1, x + dx, y + y1), fill=(60, 120, 70), width=round(h * 0.16))
     hills(d, n, rng.uniform(0.72, 0.8), 0.05, (222, 168, 92), rng)
@@ -459,7 +555,10 @@ def city(d: ImageDraw.ImageDraw, n: int, rng: random.Random) -> None:
         x = -0.05
         while x < 1:
             width, top = rng.uniform(0.1, 0.17), rng.uniform(low, high)
-            d.rectangle((n * x, n * top, n * (x + width - 0.01), n * 0.88), fill=mix(tone, (90, 90, 100), rng.random() * 0.3))
+            d.rectangle(
+                (n * x, n * top, n * (x + width - 0.01), n * 0.88),
+                fill=mix(tone, (90, 90, 100), rng.random() * 0.3),
+            )
             for i in range(int(width / 0.035) - 1):
                 for k in range(int((0.82 - top) / 0.05)):
                     wx, wy = n * (x + 0.02 + 0.035 * i), n * (top + 0.025 + 0.05 * k)
@@ -467,7 +566,9 @@ def city(d: ImageDraw.ImageDraw, n: int, rng: random.Random) -> None:
             x += width
     d.rectangle((0, n * 0.87, n, n), fill=(82, 84, 90))
     for i in range(6):
-        d.rectangle((n * (i * 0.2 - 0.05), n * 0.93, n * (i * 0.2 + 0.05), n * 0.945), fill=(235, 235, 225))
+        d.rectangle(
+            (n * (i * 0.2 - 0.05), n * 0.93, n * (i * 0.2 + 0.05), n * 0.945), fill=(235, 235, 225)
+        )
 
 
 def meadow(d: ImageDraw.ImageDraw, n: int, rng: random.Random) -> None:
@@ -496,8 +597,10 @@ DRAW_SETTING: dict[str, Callable[[ImageDraw.ImageDraw, int, random.Random], None
 }
 
 
-def paste(picture: Image.Image, thing: Thing, x: float, y: float, half: float, rng: random.Random) -> None:
-    """Draw `thing` about (x, y), all in shares of the picture's width, with a white rim around it."""
+def paste(
+    picture: Image.Image, thing: Thing, x: float, y: float, half: float, rng: random.Random
+) -> None:
+    """Draw `thing` about (x, y) with a white rim, all in shares of the picture's width."""
     colour = mix(PALETTE[thing.colour], tuple(rng.randrange(256) for _ in range(3)), 0.05)  # type: ignore[arg-type]
     pen = Pen(round(half * picture.width), colour, rng.random() < 0.5)
     DRAW_OBJECT[thing.object](pen)
@@ -508,30 +611,46 @@ def paste(picture: Image.Image, thing: Thing, x: float, y: float, half: float, r
     picture.paste(pen.image, corner, pen.image)
 
 
-def places(scene: Scene, rng: random.Random) -> list[tuple[float, float, float]]:
-    """Centre and half size of each thing, in shares of the picture's width; centres keep to eighths."""
+def placements(scene: Scene, rng: random.Random) -> list[tuple[float, float, float]]:
+    """Return each thing's centre and half size, in shares of the picture's width.
+
+    Centres keep to eighths.
+    """
     if len(scene.things) == 1:
         big = scene.things[0].size == "big"
-        return [(rng.choice((3, 4, 5) if big else (2, 3, 4, 5, 6)) / 8, rng.choice((4, 5)) / 8, 0.34 if big else 0.225)]
+        return [
+            (
+                rng.choice((3, 4, 5) if big else (2, 3, 4, 5, 6)) / 8,
+                rng.choice((4, 5)) / 8,
+                0.34 if big else 0.225,
+            )
+        ]
     halves = [0.225 if t.size == "big" else 0.165 for t in scene.things]
     along = (0.25, 0.75) if scene.relation in ("left", "above") else (0.75, 0.25)
     if scene.relation in ("left", "right"):
         return [(a, rng.choice((4, 5)) / 8, h) for a, h in zip(along, halves, strict=True)]
     middle = rng.choice((3, 4, 5))
-    return [((middle + rng.choice((-1, 0, 0, 1))) / 8, a, h) for a, h in zip(along, halves, strict=True)]
+    return [
+        ((middle + rng.choice((-1, 0, 0, 1))) / 8, a, h) for a, h in zip(along, halves, strict=True)
+    ]
 
 
-def draw_placed(scene: Scene, rng: random.Random, size: int = 256) -> tuple[Image.Image, list[tuple[float, float, float]]]:
-    """As `draw`, and where each thing stands: centre and half size in shares of the picture's width."""
+def draw_placed(
+    scene: Scene, rng: random.Random, size: int = 256
+) -> tuple[Image.Image, list[tuple[float, float, float]]]:
+    """Draw a scene as `draw` does; return each thing's centre and half size, too.
+
+    These are in shares of the picture's width.
+    """
     n = size * OVERSAMPLE
     picture = Image.new("RGB", (n, n))
     DRAW_SETTING[scene.setting](ImageDraw.Draw(picture), n, rng)
-    placed = places(scene, rng)
+    placed = placements(scene, rng)
     for thing, (x, y, half) in zip(scene.things, placed, strict=True):
         paste(picture, thing, x, y, half, rng)
     return picture.reduce(OVERSAMPLE), placed
 
 
 def draw(scene: Scene, rng: random.Random, size: int = 256) -> Image.Image:
-    """The picture of `scene`, `size` pixels square; everything that the scene leaves open comes from `rng`."""
+    """Draw a scene, `size` pixels square; all that it leaves open comes from `rng`."""
     return draw_placed(scene, rng, size)[0]

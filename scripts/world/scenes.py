@@ -1,22 +1,29 @@
 """Scenes of the drawn world and the sentences that describe them.
 
-A scene holds one or two coloured things in a setting. Every tenth (colour, object, setting) combination, picked by hash,
-is held out: training never sees it, and acceptance pictures are drawn from nothing else.
+A scene holds one or two coloured things in a setting. Every tenth (colour, object, setting)
+combination, picked by hash, is held out: training never sees it, and acceptance pictures are drawn
+from nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from dataclasses import dataclass
 
 COLOURS = (
-    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "turquoise",
+    "red", "orange", "yellow", "green", "blue", "purple",
+    "pink", "brown", "black", "white", "gray", "turquoise",
 )  # fmt: skip
 OBJECTS = (
-    "house", "castle", "tent", "tree", "flower", "mushroom", "apple", "pear", "car", "train", "boat", "rocket",
-    "balloon", "kite", "umbrella", "hat", "shirt", "crown", "cup", "bottle", "lamp", "candle", "clock", "book",
-    "key", "bell", "drum", "guitar", "chair", "table", "ball", "star", "heart", "fish", "cat", "snail",
+    "house", "castle", "tent", "tree", "flower", "mushroom", "apple", "pear", "car", "train",
+    "boat",
+    "rocket", "balloon", "kite", "umbrella", "hat", "shirt", "crown", "cup", "bottle", "lamp",
+    "candle",
+    "clock", "book", "key", "bell", "drum", "guitar", "chair", "table", "ball", "star", "heart",
+    "fish",
+    "cat", "snail",
 )  # fmt: skip
 SETTINGS = {
     "night": ("at night", "in the night", "on a quiet night", "under the night sky"),
@@ -78,7 +85,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things in a setting; `relation` says where the first stands as seen from the second."""
+    """One or two things in a setting.
+
+    `relation` says where the first stands as seen from the second.
+    """
 
     things: tuple[Thing, ...]
     setting: str
@@ -86,15 +96,19 @@ class Scene:
 
 
 def is_heldout(colour: str, object: str, setting: str) -> bool:
-    """Whether this combination is kept out of all training (one in ten, by a hash that never changes)."""
+    """Return whether a combination is kept out of all training.
+
+    It is one in ten, by a hash that never changes.
+    """
     digest = hashlib.sha256(f"{colour} {object} {setting}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % 10 == 0
 
 
 def random_scene(rng: random.Random, heldout: bool = False) -> Scene:
-    """A scene whose every thing is a held-out combination, or, by default, none of whose things is."""
+    """Return a scene all of whose things are held-out combinations, or, by default, none."""
     setting = rng.choice(tuple(SETTINGS))
-    allowed = [(c, o) for c in COLOURS for o in OBJECTS if is_heldout(c, o, setting) == heldout]
+    pairs = itertools.product(COLOURS, OBJECTS)
+    allowed = [(c, o) for c, o in pairs if is_heldout(c, o, setting) == heldout]
     colour, object = rng.choice(allowed)
     things = [Thing(object, colour, rng.choice(SIZES))]
     if rng.random() < 0.4:
@@ -104,17 +118,22 @@ def random_scene(rng: random.Random, heldout: bool = False) -> Scene:
 
 
 def right_words(scene: Scene) -> list[str]:
-    """The colour, object and setting words that a right caption must hold."""
-    return sorted({scene.setting} | {t.object for t in scene.things} | {t.colour for t in scene.things})
+    """Return the colour, object and setting words that a right caption must hold."""
+    return sorted(
+        {scene.setting} | {t.object for t in scene.things} | {t.colour for t in scene.things}
+    )
 
 
 def wrong_words(scene: Scene) -> list[str]:
-    """All other colour, object and setting words of the world."""
+    """Return all other colour, object and setting words of the world."""
     return sorted({*COLOURS, *OBJECTS, *SETTINGS} - set(right_words(scene)))
 
 
 def noun_phrase(thing: Thing, rng: random.Random, moods: tuple[str, ...] = ()) -> str:
-    """Such as "a small cheerful red house"; the size is told half of the time, a mood if `moods` offers any."""
+    """Return a phrase such as "a small cheerful red house".
+
+    The size is named at times, a mood if `moods` offers any.
+    """
     words = [thing.size] if rng.random() < 0.4 else []
     words += [rng.choice(moods)] if moods else []
     words += [thing.colour, thing.object]
@@ -122,17 +141,23 @@ def noun_phrase(thing: Thing, rng: random.Random, moods: tuple[str, ...] = ()) -
 
 
 def caption(scene: Scene, rng: random.Random, moods: tuple[str, ...] = ()) -> str:
-    """One of many sentences that tell all of `right_words`, cased and with its full stop."""
+    """Return one of many sentences with all of `right_words`, cased and with its full stop."""
     phrases = [noun_phrase(t, rng, moods) for t in scene.things]
     relation = rng.choice(RELATIONS[scene.relation]) if scene.relation else ""
     template = rng.choice(TWO_THINGS if len(phrases) == 2 else ONE_THING)
-    text = template.format(a=phrases[0], b=phrases[-1], relation=relation, place=rng.choice(SETTINGS[scene.setting]))
+    place = rng.choice(SETTINGS[scene.setting])
+    text = template.format(a=phrases[0], b=phrases[-1], relation=relation, place=place)
     return text[0].upper() + text[1:]
 
 
 def plain_caption(scene: Scene) -> str:
-    """The canonical caption, such as "A red house next to a blue tree in the snow."; no sizes, no moods."""
-    phrases = [f"{'an' if t.colour[0] in 'aeiou' else 'a'} {t.colour} {t.object}" for t in scene.things]
+    """Return the canonical caption, such as "A red house next to a blue tree in the snow."
+
+    It has no sizes and no moods.
+    """
+    phrases = [
+        f"{'an' if t.colour[0] in 'aeiou' else 'a'} {t.colour} {t.object}" for t in scene.things
+    ]
     relation = f" {RELATIONS[scene.relation][0]} " if scene.relation else ""
     text = f"{relation.join(phrases)} {SETTINGS[scene.setting][0]}."
     return text[0].upper() + text[1:]

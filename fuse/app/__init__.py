@@ -1,0 +1,1 @@
+"""From a configuration to a run, and what a person sees of it."""

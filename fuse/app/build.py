@@ -1,0 +1,248 @@
+"""From a plain configuration, nested dictionaries as `conf/` gives them, to a search."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fuse.adapters import Adapter, Progress
+from fuse.adapters.fidelity import Fidelity
+from fuse.adapters.store import load_or_fit
+from fuse.app.terms import Models, image_of, load, term_of
+from fuse.app.values import (
+    Config,
+    list_of,
+    naming,
+    number,
+    options_of,
+    pick,
+    positive_number,
+    setting,
+    truth,
+    whole_number,
+)
+from fuse.errors import FuseError
+from fuse.guide import Guide
+from fuse.models import Captioner
+from fuse.objective import PRIMARY, Objective
+from fuse.registry import ADAPTERS, METHODS, STRATEGIES
+from fuse.search.checks import check_combination, check_objective
+from fuse.search.methods.base import Method, random_prompt
+from fuse.search.screening import Probe
+from fuse.search.search import Search
+from fuse.search.strategies import Beam, Strategy
+from fuse.term import Term
+from fuse.text.constraints import Constraints
+
+log = logging.getLogger(__name__)
+
+NUM_TRIALS = 8
+"""On how many sentences a new adapter is tried."""
+MIN_SPEARMAN = 0.1
+"""The rank correlation below which a warning says that an adapter is of little use."""
+RANDOM_LENGTH = 8
+"""Free tokens of init=random where the method begins with none."""
+SENTENCES = Path(__file__).parent.parent / "demo/corpus.txt"
+
+
+def build(config: Config, progress: Progress = iter, models: Models | None = None) -> Search:
+    """Return the search that a composed configuration describes.
+
+    Adapters are fitted last, when all else is known to be right.
+
+    Args:
+        progress: shows how far the fit of an adapter is.
+        models: what is in it is not loaded again; what is loaded joins it.
+
+    Raises:
+        FuseError: a value that cannot be used; its message names the key.
+    """
+    models = {} if models is None else models
+    method = _method(config, models)
+    strategy = _strategy(config["strategy"], method)
+    check_combination(method, strategy)
+    options = _limits(config)
+    generator = torch.Generator().manual_seed(whole_number(config["seed"], "seed"))
+    secondaries = {}
+    refine = _refine(config["refine"]) if config.get("refine") else None
+    primary = term_of(config[PRIMARY], PRIMARY, models)
+    for name, entry in config["secondary"].items():
+        secondaries[name] = term_of(entry, f"secondary.{name}", models)
+    objective = Objective(primary, secondaries, _constraints(config["constraints"]))
+    probe = _probe(config, models)
+    check_objective(objective, method, options["stop_at_label"], probe)
+    objective.check_length(method.prompt_length)
+    init = _written(config, models)
+    if init:
+        objective.spell(init)
+    for name, term in objective.secondaries.items():
+        term.adapter = _adapter(config, name, term, objective, method, progress)
+    if config["init"] == "random":
+        length = method.prompt_length or RANDOM_LENGTH
+        row = random_prompt(Guide(objective), length, generator)
+        init = objective.vocabulary.decode([row])[0]
+    return Search(
+        objective,
+        method,
+        strategy,
+        refine,
+        init=init,
+        probe=probe,
+        generator=generator,
+        **options,
+    )
+
+
+def _limits(config: Config) -> dict[str, Any]:
+    """Return what ends a search."""
+    checks: dict[str, Callable[[Any, str], float]] = {
+        "steps": whole_number,
+        "stop_loss": number,
+        "time_limit": positive_number,
+        "max_evaluations": partial(whole_number, at_least=1),
+    }
+    found: dict[str, Any] = {}
+    for name, check in checks.items():
+        value = config[name]
+        found[name] = None if value is None else check(value, name)
+    found["stop_at_label"] = truth(config["stop_at_label"], "stop_at_label")
+    return found
+
+
+def _adapter(
+    config: Config,
+    name: str,
+    term: Term,
+    objective: Objective,
+    method: Method,
+    progress: Progress,
+) -> Adapter:
+    """Return the adapter of a secondary, fitted or found on disk, with a warning if it is of little
+    use.
+    """
+    model_ids = [config[PRIMARY]["model_id"], config["secondary"][name]["model_id"]]
+    settings = dict(config["adapter"])
+    kind_name = settings.pop("name")
+    kind = pick(ADAPTERS, kind_name, "adapter")
+    folder = Path(settings.pop("cache_dir")).expanduser()
+    corpus, shared = settings.pop("corpus", None), settings.pop("shared", None)
+    checked = {}
+    for key, value in settings.items():
+        checked[key] = setting(value, f"adapter.{key}", kind.defaults.get(key))
+    primary, secondary = (_slug(model_id) for model_id in model_ids)
+    adapter = load_or_fit(
+        kind,
+        objective.vocabulary,
+        term.model,
+        folder=folder,
+        name=f"{primary}--{secondary}--{kind_name}",
+        corpus=corpus,
+        settings=checked,
+        progress=progress,
+        shared=shared,
+        measure=partial(_measured, term),
+        points=list(getattr(method, "linearise", ("current",))),
+        description={"primary": primary, "secondary": secondary, "about": str(corpus or "")},
+    )
+    _warn_of_chance(adapter, kind_name, name)
+    return adapter
+
+
+def _warn_of_chance(adapter: Adapter, kind: str, secondary: str) -> None:
+    """Warn where the ranking of an adapter is near chance."""
+    fidelity = adapter.fidelity
+    if fidelity is not None and fidelity.spearman < MIN_SPEARMAN:
+        advice = "pooled" if kind == "semantic" else "semantic"
+        log.warning(
+            "adapter=%s: its ranking for secondary.%s is near chance (Spearman %.2f); "
+            "use adapter=%s",
+            kind,
+            secondary,
+            fidelity.spearman,
+            advice,
+        )
+
+
+def _measured(term: Term, adapter: Adapter, point: str) -> Fidelity | None:
+    """Return an adapter's fidelity on English sentences that are part of the package."""
+    texts = SENTENCES.read_text().splitlines()[:NUM_TRIALS]
+    return adapter.measure(term, texts, torch.Generator().manual_seed(0), point=point)
+
+
+def _method(config: Config, models: Models) -> Method:
+    """Return the method; that of name caption is given what the captioner says."""
+    options = dict(config["method"])
+    if options["name"] == "caption":
+        count = whole_number(options.pop("search_width"), "method.search_width", at_least=1)
+        options["texts"] = _captions(config, count, models)
+    return options_of(METHODS, options, "method")
+
+
+def _refine(config: Config) -> Method:
+    """Return the method that goes on from the first one's best prompt, so that it needs no length
+    of its own.
+    """
+    try:
+        return options_of(METHODS, {**config, "prompt_length": None}, "refine")
+    except FuseError as error:
+        raise FuseError(str(error).replace("method.", "refine.", 1)) from error
+
+
+def _strategy(config: Config, method: Method) -> Strategy:
+    """Return the strategy; that of name auto is the beam search that suits the method."""
+    if config["name"] != "auto":
+        return options_of(STRATEGIES, config, "strategy")
+    if config["beam_width"] is None:
+        return Beam(method.beam_width)
+    return Beam(whole_number(config["beam_width"], "strategy.beam_width"))
+
+
+def _probe(config: Config, models: Models) -> Probe | None:
+    """Return probe sampling, whose draft, if any, is the primary with another model; None to score
+    all candidates.
+    """
+    options = dict(config["scoring"])
+    if options["name"] == "exact":
+        return None
+    draft = options.pop("draft")
+    if draft["model_id"] is not None:
+        options["draft"] = term_of({**config[PRIMARY], **draft}, "scoring.draft", models)
+    return options_of({"probe": Probe}, options, "scoring")
+
+
+def _captions(config: Config, count: int, models: Models) -> list[str]:
+    """Return what the captioner says of the picture, the best first."""
+    entry = config["captioner"]
+    image = image_of(config, "captioner")
+    captioner = load(Captioner, entry, "captioner", models)
+    with naming("captioner"):
+        length = whole_number(entry["max_new_tokens"], "max_new_tokens", at_least=1)
+        question = str(entry["question"])
+        return captioner.caption(image, count=count, max_new_tokens=length, question=question)
+
+
+def _written(config: Config, models: Models) -> str:
+    """Return the text to start from, the user's or the captioner's; empty for none."""
+    if config["init"] == "caption":
+        return _captions(config, 1, models)[0]
+    return "" if config["init"] in (None, "random") else str(config["init"])
+
+
+def _constraints(config: Config) -> Constraints:
+    """Return the constraints of every prompt."""
+    options = dict(config)
+    for name in ("ascii", "words"):
+        truth(options[name], f"constraints.{name}")
+    for name in ("block", "allow"):
+        options[name] = tuple(str(text) for text in list_of(options[name], f"constraints.{name}"))
+    return Constraints(**options)
+
+
+def _slug(model_id: str) -> str:
+    """Return the last two parts of a hub id or path, as part of a file's name."""
+    return "-".join(Path(model_id).parts[-2:])

@@ -1,0 +1,121 @@
+"""What a person sees: the progress of a run, its result, and errors in one line.
+
+Nothing else prints.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from fuse.types import Result, Step
+
+EARLY = {
+    "no valid candidate": "no candidate spells itself, fits every model and obeys the constraints",
+    "not finite": "no loss or gradient was finite",
+    "time_limit": "the time limit is reached",
+    "max_evaluations": "as many candidates as were asked for are scored",
+}
+"""What is said of searches that end before their steps are made."""
+
+errors = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+
+def set_up() -> None:
+    """Send our warnings to standard error, one line each."""
+    handler = RichHandler(console=errors, show_time=False, show_path=False, markup=False)
+    handler.setLevel(logging.WARNING)
+    logger = logging.getLogger("fuse")
+    if not any(isinstance(h, RichHandler) for h in logger.handlers):
+        logger.addHandler(handler)
+
+
+def quiet_libraries() -> None:
+    """Silence bars of weight loading, advice about tokenizers, and reports of attempts to reach the
+    hub.
+    """
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+
+
+def fail(message: str) -> None:
+    """Show one line about what went wrong."""
+    errors.print(Text(f"error: {message}"), style="red", soft_wrap=True)
+
+
+def announce(name: str) -> None:
+    """Show which picture of several comes now."""
+    output.print(Text(name), style="dim", soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Show one line that is no error."""
+    errors.print(Text(message), style="dim", soft_wrap=True)
+
+
+def fitting(words: Sequence[str]) -> Iterable[str]:
+    """Show a bar over the words that an adapter is fitted on."""
+    return track(words, "fitting the adapter", console=errors, transient=True) if words else words
+
+
+class SearchBar:
+    """A bar with the step, the best loss and the best text so far; called after every step."""
+
+    def __init__(self, progress: Progress, name: str, steps: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name or "step", total=steps, loss="", prompt="")
+        self._best: Step | None = None
+
+    def __call__(self, step: Step) -> None:
+        """Show one more step."""
+        if self._best is None or step.loss < self._best.loss:
+            self._best = step
+        self._progress.update(
+            self._task, completed=step.step, loss=f"{step.best_loss:.3f}", prompt=self._best.prompt
+        )
+
+
+@contextmanager
+def search_bars(steps: Mapping[str, int]) -> Iterator[dict[str, SearchBar]]:
+    """Show the bars of searches, by name, with their numbers of steps."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("best loss {task.fields[loss]}"),
+        TextColumn("{task.fields[prompt]}", markup=False),
+    )
+    with Progress(*columns, console=errors) as progress:
+        yield {name: SearchBar(progress, name, count) for name, count in steps.items()}
+
+
+def show(result: Result) -> None:
+    """Show the prompt, the total loss and each term's loss."""
+    output.print(Text(result.prompt), style="bold", soft_wrap=True)
+    parts = [f"{name} {term.loss:.4f} x {term.weight:g}" for name, term in result.terms.items()]
+    output.print(Text(f"loss {result.loss:.4f} = {' + '.join(parts)}"), soft_wrap=True)
+    if result.ended in EARLY:
+        note(f"the search ended after step {result.steps}: {EARLY[result.ended]}")
+    if result.num_non_finite:
+        note(
+            f"{result.num_non_finite} candidates were dropped: a loss or a gradient was not finite"
+        )
+
+
+def show_former(name: str, report: Mapping[str, Any] | None) -> None:
+    """Show a result that was there already."""
+    announce(f"{name or 'this run'}: done already")
+    output.print(Text(str((report or {}).get("prompt", ""))), style="bold", soft_wrap=True)

@@ -1,0 +1,223 @@
+"""What a run leaves on disk: its config, `result.json`, `trace.jsonl` and a checkpoint.
+
+Files are written whole, under another name first, and renamed into place, so that no half-written
+one is ever seen; the trace grows line by line. What cannot be written is remembered, and never
+costs the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuse.errors import FuseError
+
+if TYPE_CHECKING:
+    from fuse.types import Step  # which takes long to import
+
+LIMITS = ("steps", "time_limit", "max_evaluations", "stop_loss", "stop_at_label")
+"""What ends a run: a resume may change it."""
+NOT_COMPARED = (*LIMITS, "resume")
+CONFIG, RESULT, TRACE, CHECKPOINT = (
+    "config.json",
+    "result.json",
+    "trace.jsonl",
+    "checkpoint.safetensors",
+)
+
+Report = dict[str, Any]
+"""The content of `result.json`."""
+
+
+class RunFolder:
+    """The files of one search.
+
+    Args:
+        path: the folder; made with the first file.
+        problems: what could not be written joins it, each file once.
+    """
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        self.path = path
+        self._problems = problems
+        self._failed: set[str] = set()
+
+    def write(self, name: str, content: bytes) -> bool:
+        """Write a file whole, or leave the older one as it is; say whether that was possible."""
+        target = self.path / name
+        fresh = target.with_name(f".{name}.{os.getpid()}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(content)
+            fresh.replace(target)
+        except OSError as error:
+            self._remember(name, error)
+            _remove(fresh)
+            return False
+        return True
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> bool:
+        """Write a file as JSON, as `write` does."""
+        return self.write(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def append(self, step: Step) -> None:
+        """Add one line to the trace; where that fails, the lines before it stay whole."""
+        if TRACE in self._failed:
+            return
+        path = self.path / TRACE
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with path.open("ab", buffering=0) as file:
+                file.write((json.dumps(_as_dict(step)) + "\n").encode())
+        except OSError as error:
+            self._remember(TRACE, error)
+            _truncate(path, size)
+
+    def cut_trace(self, num_steps: int) -> list[Step]:
+        """Keep the first steps of the trace, and return them.
+
+        Raises:
+            FuseError: the trace does not hold them.
+        """
+        steps = [step for step in self._steps() if step.step <= num_steps]
+        if len(steps) != num_steps:
+            raise FuseError(
+                f"{self.path / TRACE}: holds {len(steps)} of {num_steps} steps; "
+                "begin anew in another folder"
+            )
+        lines = [json.dumps(_as_dict(step)) + "\n" for step in steps]
+        if lines or (self.path / TRACE).exists():
+            self.write(TRACE, "".join(lines).encode())
+        return steps
+
+    def result(self) -> Report | None:
+        """Return the content of `result.json`; None where there is none."""
+        return _read_json(self.path / RESULT)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run was finished."""
+        result = self.result()
+        return result is not None and result.get("status") == "done"
+
+    def _steps(self) -> list[Step]:
+        """Return the whole lines of the trace."""
+        from fuse.types import Step
+
+        path = self.path / TRACE
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                break
+            found.append(Step(**{**fields, "free_ids": tuple(fields["free_ids"])}))
+        return found
+
+    def _remember(self, name: str, error: OSError) -> None:
+        """Note once that a file cannot be written."""
+        if name not in self._failed:
+            self._failed.add(name)
+            reason = error.strerror or type(error).__name__
+            self._problems.append(f"{self.path / name}: could not be written ({reason})")
+
+
+def claim(path: str) -> str:
+    """Make a new folder, and return its name: `path`, or `path` with a number where others were
+    quicker.
+    """
+    number = 1
+    while True:
+        name = path if number == 1 else f"{path}_{number}"
+        try:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).mkdir()
+            return name
+        except FileExistsError:
+            number += 1
+            if number > 1000:
+                return path
+        except OSError:
+            return path  # whoever writes there will say what is wrong
+
+
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """Return the config that a run folder remembers; None where it has none."""
+    return _read_json(folder / CONFIG)
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two configs differ, with both values; limits are left out."""
+    old, new = _flat(saved), _flat(given)
+    found = []
+    for key in sorted({*old, *new}):
+        if key.partition(".")[0] not in NOT_COMPARED and old.get(key) != new.get(key):
+            found.append(f"{key}={new.get(key)} (there {old.get(key)})")
+    return found
+
+
+def check_same_run(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the same run already, so that this one goes on with it.
+
+    Raises:
+        FuseError: it holds another run's result.
+    """
+    saved = saved_config(folder)
+    if saved is None:
+        if (folder / RESULT).exists():
+            raise FuseError(f"{folder}: holds another run's result; choose another folder")
+        return False
+    found = differences(saved, config)
+    if found:
+        raise FuseError(
+            f"{folder}: holds a run with other options: {', '.join(found[:5])}"
+            f"{' and more' * (len(found) > 5)}; choose another folder"
+        )
+    return True
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = (
+                list(value)
+                if isinstance(value, Sequence | set) and not isinstance(value, str)
+                else value
+            )
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a file; None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _as_dict(step: Step) -> dict[str, Any]:
+    return vars(step)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def _truncate(path: Path, size: int) -> None:
+    try:
+        if path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)
+    except OSError:
+        return

@@ -1,0 +1,200 @@
+"""What one call of the command line does: its runs, their results, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuse.app import console
+from fuse.app.interrupt import StopRequest
+from fuse.app.run_folder import CONFIG, LIMITS, RunFolder, check_same_run, saved_config
+from fuse.app.values import whole_number
+from fuse.errors import FuseError
+
+if TYPE_CHECKING:
+    from fuse.app.run import Job
+    from fuse.types import Result
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+WRONG_INPUT, NOT_WRITTEN = 2, 1
+"""Exit codes."""
+
+Config = Mapping[str, Any]
+
+
+class Session:
+    """Runs, their mistakes, and what could not be written.
+
+    Args:
+        stop: says whether a signal has asked for a stop.
+    """
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+        self.began = False
+        """Whether a run was entered, so that its folder is there."""
+        self.problems: list[str] = []
+        """What could not be written."""
+        self._codes: list[int] = []
+        self._models: Any = {}
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with; what could not be written is shown first."""
+        while self.problems:
+            self.fail(self.problems.pop(0), NOT_WRITTEN)
+        if self.stop.signal:
+            return 128 + self.stop.signal
+        return max(self._codes, default=0)
+
+    def fail(self, message: str, code: int = WRONG_INPUT) -> None:
+        """Show one line about what went wrong."""
+        self._codes.append(code)
+        _quietly(console.fail, message)
+
+    def crash(self, error: Exception, folder: Path) -> None:
+        """Show one line about an error that is no mistake of the user's; the log has the whole of
+        it.
+        """
+        log.info("a run has failed", exc_info=error)
+        self.fail(f"{type(error).__name__}: {error}; {folder}/find_prompt.log has the details", 1)
+
+    def find(self, config: dict[str, Any], folder: Path) -> None:
+        """Search for the prompt of a picture, or of each picture of a folder.
+
+        Raises:
+            FuseError: an option that cannot be used; a folder that holds another run.
+        """
+        from fuse.app.run import CheckpointEvery
+
+        CheckpointEvery.parse(config["checkpoint_every"])
+        size = whole_number(config["batch_images"], "batch_images", at_least=1)
+        groups = _groups(config, size)
+        again = check_same_run(folder, config)
+        former = saved_config(folder) if again else None
+        finished = former is not None and all(former.get(n) == config[n] for n in LIMITS)
+        run_folder = RunFolder(folder, self.problems)
+        run_folder.write_json(CONFIG, config)
+        for configs in groups:
+            todo = {}
+            for name, own in configs.items():
+                saved = RunFolder(folder / name, []) if finished else None
+                if saved is not None and saved.done:
+                    self._show(console.show_former, name, saved.result())
+                else:
+                    todo[name] = own
+            if todo and not self.stop.signal:
+                self._find_together(todo, run_folder)
+
+    def _find_together(self, configs: Mapping[str, Config], folder: RunFolder) -> None:
+        """Search side by side, each search with its own folder, and show what is found."""
+        from fuse.app.run import CheckpointEvery, Run
+
+        console.quiet_libraries()
+        jobs = {}
+        for name, config in configs.items():
+            own = RunFolder(folder.path / name, self.problems) if name else folder
+            try:
+                jobs[name] = self._job(config, own)
+            except FuseError as error:  # one bad picture does not cost the others' results
+                self.fail(str(error))
+        if not jobs:
+            return
+        every = CheckpointEvery.parse(next(iter(configs.values()))["checkpoint_every"])
+        with console.search_bars({n: job.search.most_steps for n, job in jobs.items()}) as bars:
+            for name, job in jobs.items():
+                jobs[name] = replace(job, search=replace(job.search, on_step=bars[name]))
+            self.stop.searching = True
+            found = Run(jobs, folder, every).go(self.stop)
+        for name, result in found.items():
+            self._report(name, jobs[name], result, folder)
+        self.stop.searching = False
+        if self.stop.signal:
+            console.note(f"stopped; go on with: python find_prompt.py resume={folder.path}")
+
+    def _job(self, config: Config, folder: RunFolder) -> Job:
+        """Build the search of one picture."""
+        from fuse.app.build import build
+        from fuse.app.run import Job
+
+        began = time.perf_counter()
+        search = build(config, console.fitting, self._models)
+        facts = {
+            "setup_seconds": time.perf_counter() - began,
+            "seed": config["seed"],
+            "image": config["image"],
+            "method": config["method"]["name"],
+        }
+        return Job(search, folder, facts)
+
+    def _report(self, name: str, job: Job, result: Result | Exception, folder: RunFolder) -> None:
+        """Show a result, or the error that a search ended with."""
+        if isinstance(result, FuseError):
+            self.fail(f"{name}: {result}" if name else str(result))
+        elif isinstance(result, Exception):
+            self.crash(result, folder.path)
+        else:
+            if name:
+                self._show(console.announce, name)
+            self._show(console.show, result)
+
+    def _show(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Write to standard output; remember once if that is not possible."""
+        try:
+            if sys.stdout is None:
+                raise OSError(None, "closed")
+            function(*arguments)
+            sys.stdout.flush()
+        except OSError as error:
+            self.problems.append(f"standard output: could not be written ({error.strerror})")
+            # What is still in its buffer would be tried once more at the end
+            _quietly(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 1))
+
+
+def _groups(config: dict[str, Any], size: int) -> list[dict[str, dict[str, Any]]]:
+    """Return the configs of searches that go side by side, by name; "" for a run without a folder
+    of pictures.
+    """
+    image = config["image"]
+    if image is None or not Path(image).is_dir():
+        return [{"": config}]
+    pictures = sorted(p for p in Path(image).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    pictures = [picture for picture in pictures if picture.is_file()]
+    if not pictures:
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise FuseError(
+            f"image={image}: a folder without pictures; expected files such as {suffixes}"
+        )
+    groups = []
+    for start in range(0, len(pictures), size):
+        part = pictures[start : start + size]
+        groups.append({p.name: _with_image(config, image, str(p)) for p in part})
+    return groups
+
+
+def _with_image(config: Any, folder: str, image: str) -> Any:
+    """Return a configuration that looks at a picture wherever it looked at the folder."""
+    if not isinstance(config, dict):
+        return config
+    found = {}
+    for key, value in config.items():
+        found[key] = (
+            image if key == "image" and value == folder else _with_image(value, folder, image)
+        )
+    return found
+
+
+def _quietly(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function whose failure nobody can be told of."""
+    try:
+        function(*arguments)
+    except OSError:
+        return

@@ -1,0 +1,308 @@
+"""The one door to a model: losses, gradients, estimates and predictions of token sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fuse.adapters import Gradient
+from fuse.engine.runner import Batch, ModelRunner
+from fuse.errors import FuseError
+from fuse.losses import Loss, VectorLoss
+from fuse.memo import Memo
+from fuse.models import CausalLM, Model, VectorModel
+from fuse.nn.batch import Inputs
+from fuse.text.template import Encoded
+from fuse.types import Ids
+
+Key = tuple[Ids, tuple[int, int], tuple[int, int]]
+"""Whatever a row's loss depends on."""
+Positions = Sequence[Sequence[int]]
+"""Some positions of every row."""
+
+
+class Engine:
+    """Evaluate token sequences with one model and one loss.
+
+    Batching, prefix cache, packing and the memo of losses lie behind it. They change no result, but
+    for rounding.
+
+    Args:
+        model: the network and its vocabulary.
+        loss: what is computed of the model's forward pass.
+        surroundings: the encoded text around the prompt, the prompt left out.
+        batch_size: how many rows a forward pass reads at most.
+        prefix_cache: False to read every row whole.
+        packing: False to pad the rows of a batch instead of reading them as one.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss[Any],
+        surroundings: Encoded,
+        batch_size: int = 128,
+        *,
+        prefix_cache: bool = True,
+        packing: bool = True,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.surroundings = surroundings
+        self.runner = ModelRunner(
+            model,
+            surroundings.ids[: surroundings.free[0]],
+            reads_prompt=loss.reads_prompt,
+            batch_size=batch_size,
+            prefix_cache=prefix_cache,
+            packing=packing,
+        )
+        self._losses: Memo[Key, float] = Memo(lambda key, _: 16 * len(key[0]))
+
+    @property
+    def group_key(self) -> Hashable:
+        """Equal for engines that can share forward passes.
+
+        They are of one model, in equal surroundings, with losses that read the same of it.
+        """
+        loss: Hashable = id(self.loss)
+        if isinstance(self.loss, VectorLoss):
+            loss = type(self.loss)
+        elif isinstance(self.loss, Hashable):
+            loss = self.loss
+        options = self.runner.prefix_cache, self.runner.packing
+        return id(self.model), self.surroundings, loss, options
+
+    def prefill(self, rows: Sequence[Encoded]) -> None:
+        """Begin a step whose candidates share their beginnings with these rows.
+
+        Nothing is read before it is needed. The losses of earlier steps are forgotten.
+        """
+        EngineGroup([self]).prefill([rows])
+
+    def clear(self) -> None:
+        """Forget all that was computed: prefix cache and losses."""
+        self.runner.clear()
+        self._losses.clear()
+
+    def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """Return the loss of every row, on the CPU in float32.
+
+        Equal rows are scored once, and what was scored since the last `prefill` is not scored
+        again.
+        """
+        return EngineGroup([self]).score([rows])[0]
+
+    def unknown(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """Return the different rows whose losses are not remembered."""
+        found = {_key(row): row for row in rows if _key(row) not in self._losses}
+        return list(found.values())
+
+    def remember(self, rows: Sequence[Encoded], losses: Sequence[float]) -> None:
+        """Keep losses that were asked for."""
+        for row, loss in zip(rows, losses, strict=True):
+            self._losses[_key(row)] = loss
+
+    def recall(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """Return losses that are remembered."""
+        found = torch.tensor([self._losses[_key(row)] for row in rows])
+        self._losses.trim()
+        return found
+
+    @torch.no_grad()
+    def estimate(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
+        """Return about what `score` returns, reading of each row little more than what changed.
+
+        It is for rows that differ in few tokens from the prefilled ones: what they have in common
+        with these at both ends is taken from the prefix cache. Models without packing are scored
+        exactly.
+        """
+
+        def losses(inputs: Inputs, _: Batch) -> tuple[Tensor, ...]:
+            return (self.loss(self.model, inputs),)
+
+        found = self.runner.run_approximately(rows, losses)
+        return self.score(rows) if found is None else found[0].float().cpu()
+
+    def gradient(
+        self,
+        rows: Sequence[Encoded],
+        positions: Positions,
+        read: Sequence[Float[Tensor, "_ d"]] | None = None,
+    ) -> Gradient:
+        """Return the gradient of each row's own loss at some of its positions.
+
+        Args:
+            positions: those of each row; there may be more in one row than in another.
+            read: what row i reads at its positions, instead of its own tokens' embeddings.
+
+        Returns:
+            The gradients by the embeddings there and, if the loss reads them, by the labels; on the
+            model's device, in float32, zero at positions that a row lacks.
+        """
+        return self._value_and_gradient(rows, positions, read)[1]
+
+    def value_and_gradient(
+        self, rows: Sequence[Encoded], positions: Positions
+    ) -> tuple[Float[Tensor, " n"], Gradient]:
+        """Return the losses of rows, which are not scored again in this step, and `gradient` of
+        them.
+        """
+        losses, gradient = self._value_and_gradient(rows, positions, None)
+        self.remember(rows, losses.tolist())
+        return losses, gradient
+
+    def _value_and_gradient(
+        self, rows: Sequence[Encoded], positions: Positions, read: Sequence[Tensor] | None
+    ) -> tuple[Float[Tensor, " n"], Gradient]:
+        """Return the losses of rows, and their gradients."""
+        by_labels = self.loss.reads_labels(self.model)
+
+        @torch.enable_grad()
+        def gradients(inputs: Inputs, batch: Batch) -> tuple[Tensor, ...]:
+            own = [positions[i] for i in batch]
+            at, real = self._padded_positions(own, max(map(len, positions)))
+            leaves = self._leaves(inputs, own, None if read is None else [read[i] for i in batch])
+            if by_labels:
+                size = len(self.model.vocabulary)
+                leaves.append(torch.zeros(*at.shape, size, device=at.device, requires_grad=True))
+            labels = leaves[1] if by_labels else None
+            with_leaves = replace(inputs, embeddings=leaves[0], label_positions=at, labels=labels)
+            losses = self.loss(self.model, with_leaves)
+            by_leaf = torch.autograd.grad(
+                losses.sum(), leaves, allow_unused=True, materialize_grads=True
+            )
+            row = torch.arange(len(batch), device=at.device)[:, None]
+            found = [by_leaf[0][row, at].float(), *by_leaf[1:]]
+            found = [torch.where(real[..., None], one, 0.0) for one in found]
+            return losses.detach().float(), *found
+
+        losses, *found = self.runner.run(rows, gradients, [min(own) for own in positions])
+        return losses.cpu(), Gradient(found[0], found[1] if by_labels else None)
+
+    def _padded_positions(
+        self, positions: Positions, width: int
+    ) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
+        """Return the positions of every row, filled up to `width` by its first, and which of them
+        are its own.
+        """
+        device = self.model.device
+        filled = [[*own, *[own[0]] * (width - len(own))] for own in positions]
+        counts = torch.tensor([[len(own)] for own in positions], device=device)
+        return torch.tensor(filled, device=device), torch.arange(width, device=device) < counts
+
+    def _leaves(
+        self, inputs: Inputs, positions: Positions, read: Sequence[Tensor] | None
+    ) -> list[Float[Tensor, "b t d"]]:
+        """Return the embeddings that a batch reads, as a leaf for the gradient."""
+        embeddings = self.model.vocabulary.embedding[inputs.ids]
+        for row, own in enumerate(positions if read is not None else ()):
+            assert read is not None
+            embeddings[row, list(own)] = read[row].to(embeddings)
+        return [embeddings.requires_grad_()]
+
+    def vector_gradient(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"] | None:
+        """Return the gradient of each row's loss by the vector that the model makes of it, in
+        float32.
+
+        None where the model makes no vectors.
+        """
+        model, loss = self.model, self.loss
+        if not isinstance(model, VectorModel) or not isinstance(loss, VectorLoss):
+            return None
+
+        @torch.enable_grad()
+        def gradients(inputs: Inputs, _: Batch) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                vectors = model.vector(inputs).float()
+            return torch.autograd.grad(loss.at(vectors.requires_grad_()).sum(), vectors)
+
+        distinct = list(dict.fromkeys(rows))
+        index = {row: i for i, row in enumerate(distinct)}
+        (found,) = self.runner.run(distinct, gradients)
+        return found[[index[row] for row in rows]]
+
+    def says(self, rows: Sequence[Encoded]) -> list[bool]:
+        """Whether greedy decoding after each row's prompt says its label; False of a model that
+        says nothing.
+        """
+        model = self.model
+        if not isinstance(model, CausalLM) or not rows:
+            return [False] * len(rows)
+        (said,) = self.runner.run(rows, lambda inputs, _: (model.says(inputs),))
+        return [bool(one) for one in said.tolist()]
+
+    @torch.no_grad()
+    def next_token_log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
+        """Return log p(next token) after each row of ids, special tokens included.
+
+        Raises:
+            FuseError: an empty row, of a model that has no start token.
+        """
+        if not all(rows):
+            raise FuseError(
+                "primary.prefix='': this model has no start token, "
+                "so that an empty text has no next one; give a prefix"
+            )
+        prefixes, index = self.runner.predictions_after(rows)
+        assert prefixes.logits is not None
+        return prefixes.logits.all_log_probs(torch.tensor(index, device=self.model.device)).float()
+
+
+class EngineGroup:
+    """Engines with equal `group_key` that share forward passes and one prefix cache, for searches
+    side by side.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = list(engines)
+        self.runner = engines[0].runner
+        for engine in engines:
+            engine.runner = self.runner
+
+    def prefill(self, rows: Sequence[Sequence[Encoded]]) -> None:
+        """Do `Engine.prefill` for each engine, with rows of its own; the cache serves all."""
+        for engine in self.engines:
+            engine._losses.clear()
+        self.runner.prefill([row for own in rows for row in own])
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Sequence[Encoded]]) -> list[Float[Tensor, " n"]]:
+        """Do `Engine.score` for each engine, with rows of its own, in shared forward passes."""
+        new = [engine.unknown(own) for engine, own in zip(self.engines, rows, strict=True)]
+        counts = [len(own) for own in new]
+        owner = torch.arange(len(new)).repeat_interleave(torch.tensor(counts))
+        asked = list(chain.from_iterable(new))
+        if asked:
+            (losses,) = self.runner.run(
+                asked, lambda inputs, batch: self._losses(inputs, owner[batch])
+            )
+            by_engine = losses.float().cpu().split(counts)
+            for engine, own, values in zip(self.engines, new, by_engine, strict=True):
+                engine.remember(own, values.tolist())
+        return [engine.recall(own) for engine, own in zip(self.engines, rows, strict=True)]
+
+    def _losses(self, inputs: Inputs, owner: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"]]:
+        """Return the loss of each row by the engine that owns it."""
+        first = self.engines[0]
+        if not isinstance(first.model, VectorModel) or not isinstance(first.loss, VectorLoss):
+            return (first.loss(first.model, inputs),)
+        vectors = first.model.vector(inputs)
+        found = vectors.new_zeros(len(vectors))
+        for number in owner.unique().tolist():
+            own = (owner == number).to(vectors.device)
+            loss = self.engines[number].loss
+            assert isinstance(loss, VectorLoss)
+            found[own] = loss.at(vectors[own])
+        return (found,)
+
+
+def _key(row: Encoded) -> Key:
+    """Return whatever a row's loss depends on."""
+    return row.ids, row.free, row.label

@@ -1,0 +1,69 @@
+"""A memo that is bounded in bytes, whatever its entries hold."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+MAX_MEMO_BYTES = 1 << 24
+"""About how much memory one memo takes."""
+ENTRY_BYTES = 200
+"""About what an entry costs beside its key and value."""
+
+
+class Memo(Generic[K, V]):
+    """Remember values by their keys, the latest ones, within a number of bytes.
+
+    Args:
+        size: about how many bytes a key and its value take.
+        max_bytes: how many all of them may take; what came first goes first.
+    """
+
+    def __init__(self, size: Callable[[K, V], int], max_bytes: int = MAX_MEMO_BYTES) -> None:
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._size = size
+        self._max_bytes = max_bytes
+        self.num_bytes = 0
+        """About how many bytes the entries take."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: K) -> V:
+        return self._entries[key]
+
+    def __setitem__(self, key: K, value: V) -> None:
+        if key in self._entries:
+            self.num_bytes -= ENTRY_BYTES + self._size(key, self._entries[key])
+        self.num_bytes += ENTRY_BYTES + self._size(key, value)
+        self._entries[key] = value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.num_bytes = 0
+
+    def look_up(self, keys: Sequence[K], make: Callable[[list[K]], Sequence[V]]) -> list[V]:
+        """Return the value of each key; `make` computes those of all new keys at once.
+
+        Nothing is forgotten before the answer is complete, however many keys are asked for.
+        """
+        new = [key for key in dict.fromkeys(keys) if key not in self._entries]
+        for key, value in zip(new, make(new), strict=True):
+            self[key] = value
+        found = [self._entries[key] for key in keys]
+        self.trim()
+        return found
+
+    def trim(self) -> None:
+        """Forget the oldest entries until the others fit."""
+        while self.num_bytes > self._max_bytes and self._entries:
+            key, value = self._entries.popitem(last=False)
+            self.num_bytes -= ENTRY_BYTES + self._size(key, value)

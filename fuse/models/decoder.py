@@ -1,0 +1,245 @@
+"""Causal networks with an output layer: forward passes over whole rows, and on from a prefix cache.
+
+Shape letters: u rows of a pass, t positions, c chosen positions, v vocabulary, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from math import nan
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fuse.errors import FuseError
+from fuse.models.base import Model, context_length
+from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs
+from fuse.nn.embedding_table import EmbeddingTable
+from fuse.nn.fixed_layers import LastFeedForward
+from fuse.nn.hooks import changing_input
+from fuse.nn.lm_head import LazyLogits, LMHead, widened
+from fuse.nn.packing import packed_cache, padded_cache
+
+
+@dataclass(frozen=True)
+class States:
+    """Last hidden states, and the logits where an `LMHead` cannot compute them from these."""
+
+    hidden: Float[Tensor, "*c d"]
+    logits: Float[Tensor, "*c v"] | None
+
+    def __getitem__(self, index: Any) -> States:
+        return States(self.hidden[index], None if self.logits is None else self.logits[index])
+
+    def flattened(self) -> tuple[Float[Tensor, "u d"], Float[Tensor, "u v"] | None]:
+        """Return hidden states and logits, row after row."""
+        logits = None if self.logits is None else self.logits.flatten(0, 1)
+        return self.hidden.flatten(0, 1), logits
+
+
+class Decoder(Model):
+    """A Hugging Face causal network. Rows begin with its BOS (else EOS) token, if it has one."""
+
+    tied: bool
+    """Whether the output layer's weight is the very table that the embedding layer looks up."""
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(self, network: Any, tokenizer: Any) -> None:
+        start = tokenizer.bos_token_id
+        start = tokenizer.eos_token_id if start is None else start
+        super().__init__(
+            network,
+            tokenizer,
+            network.get_input_embeddings(),
+            context_length(network.config, tokenizer),
+            head=() if start is None else (int(start),),
+            tail=(),
+        )
+        network, config = self.network, self.network.config.get_text_config()
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False  # read in training alone
+        self._cache_name = _cache_name(network)
+        self._windows: list[int | None] = []
+        """For each layer how many positions a token sees; None for all."""
+        self._set_up_output(config.num_hidden_layers)
+
+    def _set_up_output(self, num_layers: int) -> None:
+        """See by short passes what the network does last.
+
+        Raises:
+            FuseError: it has no output layer, or does not call it.
+        """
+        network, layer = self.network, self.network.get_output_embeddings()
+        ids = torch.arange(4, device=self.device)[None]
+        usable: list[bool] = []
+
+        def last_logits() -> Float[Tensor, "1 v"]:
+            logits, given, returned = _output(network, layer, ids)
+            usable.append(_is_linear(layer, given.device) and _equal(logits, returned))
+            return logits[:, -1]
+
+        self._last = LastFeedForward(network.get_decoder(), num_layers, last_logits)
+        if not usable:
+            last_logits()
+        weight, table = layer.weight, self.vocabulary.table
+        self.tied = isinstance(weight, Tensor) and _equal(weight, table.weight)
+        self._head: LMHead | None = None
+        """The output layer; None where the logits are not what it returns, unchanged."""
+        if usable[0]:
+            self._head = LMHead(layer, table if self.tied else EmbeddingTable(weight))
+
+    def _run_packed(
+        self, rows: Inputs, hits: CacheHits, new: Bool[Tensor, "u t"], asked: Bool[Tensor, "u t"]
+    ) -> States:
+        """Return the states after the positions `asked`; the tokens at `new` become one row."""
+        embeddings = None if rows.embeddings is None else rows.embeddings[new][None]
+        cache = packed_cache(hits, new, self._windows)
+        index = asked[new].nonzero()[:, 0]
+        positions = new.nonzero()[None, :, 1]
+        options = {
+            self._cache_name: cache,
+            "cache_hits": cache,
+            "position_ids": positions,
+            # A mask of four axes is passed on as it is; the cache says what each token sees
+            "attention_mask": new.new_ones(1, 1, 1, 1),
+        }
+        return self._run(rows.ids[new][None], embeddings, index, options)[0]
+
+    def _run_padded(
+        self, rows: Inputs, hits: CacheHits | None, asked: Bool[Tensor, "u t"]
+    ) -> States:
+        """Return the states after the positions `asked`; tokens cached in all rows are not read."""
+        start = 0 if hits is None else hits.num_shared_tokens
+        first, last = asked.any(0).nonzero()[[0, -1]].flatten().tolist()
+        index = torch.arange(first - start, last + 1 - start)
+        cache = None if hits is None else padded_cache(hits, self.network.config)
+        states = self._run_from(start, rows, last + 1, cache, index)
+        return states[asked[:, first : last + 1]]
+
+    @torch.no_grad()
+    def prefill(self, inputs: Inputs, positions: Sequence[int]) -> CachedPrefixes:
+        """Read whole rows; those that go on from a cache take from there what it has of them."""
+        hits, length = inputs.hits, inputs.ids.shape[1]
+        start = 0 if hits is None else hits.num_shared_tokens
+        use_cache = self.supports_prefix_cache
+        cache = padded_cache(hits, self.network.config) if use_cache else None
+        index = torch.tensor([position - start for position in positions if position >= start])
+        states = self._run_from(start, inputs, length, cache, index)
+        if hits is not None and positions[0] < start:
+            logits = self._joined(hits, range(positions[0], start), states)
+        else:
+            logits = LazyLogits(self._head, *states.flattened())
+        keys_values = [] if cache is None else [(one.keys, one.values) for one in cache.layers]
+        # A layer with a sliding window may have dropped the first tokens
+        whole = all(keys is not None and keys.shape[-2] == length for keys, _ in keys_values)
+        return CachedPrefixes(keys_values if whole else (), positions, logits)
+
+    def _joined(self, hits: CacheHits, before: range, new: States) -> LazyLogits:
+        """Join what the cache predicts after the positions `before`, and what was computed."""
+        cached, positions = hits.prefixes.logits, hits.prefixes.positions
+        assert cached is not None
+        # States of the cache are numbered row after row, one for each of its positions  [b c]
+        offset = torch.arange(before.start, before.stop, device=self.device) - positions[0]
+        index = hits.row[:, None] * len(positions) + offset
+        hidden = torch.cat([cached.hidden[index], new.hidden], 1)
+        logits = new.logits
+        if logits is not None:
+            older = cached.logits(index.flatten()).unflatten(0, index.shape)
+            logits = torch.cat([older, logits], 1)
+        log_normaliser = cached.log_normaliser[index]
+        unknown = log_normaliser.new_full(new.hidden.shape[:2], nan)
+        log_normaliser = torch.cat([log_normaliser, unknown], 1).flatten()
+        return LazyLogits(self._head, *States(hidden, logits).flattened(), log_normaliser)
+
+    def _run_from(
+        self, start: int, rows: Inputs, stop: int, cache: Any, index: Int[Tensor, " c"]
+    ) -> States:
+        """Read the tokens from `start` to `stop` of padded rows, those before from the cache.
+
+        Returns:
+            The states [u c] after the tokens at `index`, which is counted from `start`.
+        """
+        mask = rows.mask[:, start:stop]
+        num_cached = 0 if cache is None else cache.get_seq_length()
+        seen = torch.cat([mask.new_ones(len(mask), num_cached), mask], 1).long()
+        options = {"attention_mask": seen} | ({} if cache is None else {self._cache_name: cache})
+        embeddings = None if rows.embeddings is None else rows.embeddings[:, start:stop]
+        return self._run(rows.ids[:, start:stop], embeddings, index, options)
+
+    def _run(
+        self,
+        ids: Int[Tensor, "u t"],
+        embeddings: Float[Tensor, "u t d"] | None,
+        index: Int[Tensor, " c"],
+        options: dict[str, Any],
+    ) -> States:
+        """Run the network, its output layer for the tokens at `index` alone.
+
+        If that is an `LMHead`, it is not run: there are no logits then.
+
+        Args:
+            options: further arguments of the network.
+        """
+        index = index.to(ids.device)
+        hidden: list[Tensor] = []
+
+        def select(states: Float[Tensor, "u t d"]) -> Float[Tensor, "u _ d"]:
+            hidden.append(states[:, index.to(states.device)])
+            return hidden[0] if self._head is None else states[:, :0]
+
+        layer = self.network.get_output_embeddings()
+        use_cache = self._cache_name in options
+        with (
+            changing_input(layer, select),
+            self._last.only(slice(None), index),
+            self.reading(embeddings),
+        ):
+            out = self.network(input_ids=ids.contiguous(), use_cache=use_cache, **options)
+        return States(hidden[0], widened(out.logits) if self._head is None else None)
+
+
+def _cache_name(network: Any) -> str:
+    """Return the name of the network's argument for a cache, which depends on its version."""
+    names = {*signature(network.forward).parameters}
+    if not names & {"cache", "past_key_values"}:  # it may take any arguments, and pass them on
+        names = {*signature(network.get_decoder().forward).parameters}
+    return "cache" if "cache" in names else "past_key_values"
+
+
+def _output(
+    network: Any, layer: Any, ids: Int[Tensor, "1 t"]
+) -> tuple[Float[Tensor, "1 t v"], Float[Tensor, "1 t d"], Float[Tensor, "1 t v"]]:
+    """Return the network's logits, and what its output layer is given and returns.
+
+    Raises:
+        FuseError: there is no such layer, or it is not called.
+    """
+    kind = type(network).__name__
+    if layer is None:
+        raise FuseError(f"network={kind}: it has no output layer; expected a causal language model")
+    calls: list[tuple[Tensor, Tensor]] = []
+    with layer.register_forward_hook(lambda _, given, out: calls.append((given[0], out))):
+        out = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    if not calls:
+        raise FuseError(f"network={kind}: it does not call its output layer; choose another")
+    return out.logits, *calls[-1]
+
+
+def _is_linear(layer: Any, device: torch.device) -> bool:
+    """Whether a layer is a plain linear one, whose weight is on the device of what it reads."""
+    plain = type(layer) is torch.nn.Linear and type(layer.weight) is torch.nn.Parameter
+    return plain and layer.weight.device == device
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors have the same numbers, on the same device."""
+    if left.shape != right.shape or left.device != right.device or left.is_meta:
+        return False
+    if left.dtype != right.dtype:
+        left, right = widened(left), widened(right)
+    return torch.equal(left, right)

@@ -1,0 +1,125 @@
+"""A trial when a network is loaded: does it go on from a prefix cache as if it read whole rows?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fuse.models.base import Model
+from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs, pad
+from fuse.text.template import Encoded
+from fuse.text.vocabulary import Vocabulary
+from fuse.types import Ids
+
+log = logging.getLogger(__name__)
+
+NUM_OWN_TOKENS = (2, 4, 3)
+"""How many tokens each row of a trial has after its prefix, without special tokens at the end."""
+PREFIX_OF_ROW = (0, 1, 0)
+"""Which of two prefixes each row begins with."""
+MAX_ERROR, MAX_COARSE_ERROR = 1e-3, 0.2
+"""How much the states may differ, relative to their spread; the latter in coarse types."""
+
+States = Callable[[Inputs, int], Float[Tensor, "n d"]]
+"""Returns a batch's states after this many tokens, in the order of rows and positions."""
+
+
+class ReuseTrial:
+    """A few short rows, and their states when they are read whole.
+
+    Args:
+        model: a model that neither packs nor uses a prefix cache so far.
+    """
+
+    def __init__(self, model: Model, states: States) -> None:
+        self._model, self._states = model, states
+        self._length = len(model.vocabulary.head) + 2
+        """How many tokens each prefix has."""
+        rows = _rows(model.vocabulary, self._length)
+        self._inputs = pad(rows, model.device)
+        self._prefixes = [rows[0].ids[: self._length], rows[1].ids[: self._length]]
+        self._fits = self._inputs.ids.shape[1] <= model.vocabulary.max_length
+        if self._fits:
+            self._expected = states(self._inputs, self._length)
+
+    def passes(self, *, packed: bool) -> bool:
+        """Try whether the states stay the same when the rows go on from cached prefixes.
+
+        Args:
+            packed: whether the rows are then read as one, rather than padded.
+        """
+        network = type(self._model.network).__name__
+        kind = f"{'packed' if packed else 'padded'} rows that go on from a prefix cache"
+        try:
+            error = self._error(packed) if self._fits else torch.nan
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as reason:  # a network that cannot do it fails in its own way
+            log.debug("%s: %s: no (%r)", network, kind, reason)
+            return False
+        passed = error <= (MAX_COARSE_ERROR if self._is_coarse() else MAX_ERROR)
+        log.debug("%s: %s: %s (error %.1e)", network, kind, "yes" if passed else "no", error)
+        return passed
+
+    def _is_coarse(self) -> bool:
+        """Whether the model multiplies in a type with fewer digits than float32."""
+        if torch.finfo(self._model.vocabulary.embedding.dtype).eps > 1e-5:
+            return True
+        try:
+            return torch.get_float32_matmul_precision() != "highest"
+        except RuntimeError:  # it was set in another way, layer by layer
+            return True
+
+    def _error(self, packed: bool) -> float:
+        """Return the root mean square of the states' differences, relative to their spread."""
+        hits = self._hits(self._prefill(), PREFIX_OF_ROW, self._inputs, self._length, packed)
+        expected = self._expected.float()
+        found = self._states(replace(self._inputs, hits=hits), self._length).float()
+        return float((found - expected).norm() / (expected - expected.mean(0)).norm())
+
+    def _prefill(self) -> CachedPrefixes:
+        """Fill a cache with the prefixes, going on from a cache that lacks their last tokens."""
+        length, model = self._length, self._model
+        shorter = self._batch([ids[:-1] for ids in self._prefixes])
+        cached = model.prefill(shorter, range(length - 2, length - 1))
+        whole = self._batch(self._prefixes)
+        hits = self._hits(cached, range(len(self._prefixes)), whole, length - 1, packed=False)
+        return model.prefill(replace(whole, hits=hits), range(length - 1, length))
+
+    def _batch(self, rows: Sequence[Ids]) -> Inputs:
+        """Make a batch of ids."""
+        return pad([Encoded(ids, (), (0, 0), (0, 0)) for ids in rows], self._model.device)
+
+    def _hits(
+        self,
+        prefixes: CachedPrefixes,
+        row: Sequence[int],
+        inputs: Inputs,
+        length: int,
+        packed: bool,
+    ) -> CacheHits:
+        """Let each row of a batch take this many tokens from its row of the cache."""
+        position = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+        cached_position = torch.where(position < length, position, -1).expand(len(row), -1)
+        rows = torch.tensor(list(row), device=inputs.ids.device)
+        return CacheHits(prefixes, rows, cached_position, packed=packed)
+
+
+def _rows(vocabulary: Vocabulary, prefix_length: int) -> list[Encoded]:
+    """Make the rows of a trial: ids from all over the vocabulary, without special tokens."""
+    special = {*vocabulary.tokenizer.all_special_ids, *vocabulary.head, *vocabulary.tail}
+    spread = range(0, len(vocabulary), max(1, len(vocabulary) // 64))
+    ids = cycle([token for token in spread if token not in special] or spread)
+    num_free = prefix_length - len(vocabulary.head)
+    prefixes = [vocabulary.head + tuple(islice(ids, num_free)) for _ in set(PREFIX_OF_ROW)]
+    rows = []
+    for number, count in zip(PREFIX_OF_ROW, NUM_OWN_TOKENS, strict=True):
+        own = tuple(islice(ids, count)) + vocabulary.tail
+        rows.append(Encoded(prefixes[number] + own, (), (0, 0), (0, 0)))
+    return rows

@@ -1,0 +1,150 @@
+"""Search states on disk: one safetensors file, whose metadata hold all that is no tensor as JSON.
+
+Nothing is unpickled: a state is made of numbers, texts, tensors, tuples, lists, dictionaries, sets,
+and dataclasses that stand in the modules of the search's own method and strategy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fuse import types
+from fuse.errors import FuseError
+from fuse.search import state as state_module
+from fuse.search.search import Search
+from fuse.search.state import ScoredLog, SearchState
+
+FORMAT = 1
+"""Changes whenever a state of an older version can no longer be read."""
+
+
+def to_bytes(states: Mapping[str, SearchState], rounds: int) -> bytes:
+    """Return states by name, after so many steps side by side, as the content of a checkpoint file.
+
+    Raises:
+        FuseError: a state holds something that cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = {name: _encode(state, tensors) for name, state in states.items()}
+    metadata = {"format": str(FORMAT), "rounds": str(rounds), "states": json.dumps(tree)}
+    return save(tensors, metadata)
+
+
+def read(path: Path, searches: Mapping[str, Search]) -> tuple[int, dict[str, SearchState]]:
+    """Return the rounds and the states of a checkpoint file for searches of the same names and
+    options.
+
+    Raises:
+        FuseError: the file cannot be read, or belongs to other searches.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != str(FORMAT):
+                raise ValueError("it was written by another version")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        trees = json.loads(metadata["states"])
+        if not set(trees) <= set(searches):
+            raise ValueError(f"it holds the searches {', '.join(sorted(trees))}")
+        found = {}
+        for name, tree in trees.items():
+            found[name] = _Decoder(searches[name], tensors).decode(tree)
+        return int(metadata["rounds"]), found
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise FuseError(
+            f"{path}: cannot be resumed from ({error}); begin anew in another folder"
+        ) from error
+
+
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return a value as JSON; its tensors go into `tensors`."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, ScoredLog):
+        return {"scored": _encode(value.tensors(), tensors)}
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: _encode(getattr(value, f.name), tensors) for f in fields(value)}
+        return {"class": _class_name(type(value)), "fields": own}
+    for kind, name in ((tuple, "tuple"), (list, "list"), (frozenset, "frozenset"), (set, "set")):
+        if type(value) is kind:
+            items = sorted(value) if kind in (set, frozenset) else value
+            return {name: [_encode(item, tensors) for item in items]}
+    if isinstance(value, Mapping):
+        items = [(_encode(k, tensors), _encode(v, tensors)) for k, v in value.items()]
+        return {"dict": items}
+    raise FuseError(
+        f"{type(value).__name__}: cannot be written to a checkpoint; "
+        "keep numbers, texts, tensors, tuples, lists, dictionaries or dataclasses in a state"
+    )
+
+
+class _Decoder:
+    """From JSON back to values, for one search."""
+
+    def __init__(self, search: Search, tensors: Mapping[str, Tensor]) -> None:
+        parts: list[object] = []
+        for stage in search.stages:
+            parts += [stage.method, stage.strategy]
+        self._classes = _classes_beside(parts)
+        self._tensors = tensors
+        self._device = search.objective.vocabulary.embedding.device
+
+    def decode(self, tree: Any) -> Any:
+        """Return the value that was encoded as this."""
+        if not isinstance(tree, dict):
+            return tree
+        if "class" in tree:
+            own = {name: self.decode(value) for name, value in tree["fields"].items()}
+            return self._classes[tree["class"]](**own)
+        ((name, content),) = tree.items()
+        if name == "tensor":
+            tensor = self._tensors[content]
+            return tensor.to(self._device) if tensor.is_floating_point() else tensor
+        if name == "scored":
+            return ScoredLog.from_tensors({k: v.cpu() for k, v in self.decode(content).items()})
+        if name == "dict":
+            return {self.decode(key): self.decode(value) for key, value in content}
+        kinds = {"tuple": tuple, "list": list, "frozenset": frozenset, "set": set}
+        return kinds[name](self.decode(item) for item in content)
+
+
+def _class_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _classes_beside(parts: Sequence[object]) -> dict[str, type]:
+    """Return the dataclasses in the modules of some objects' classes, and those of a search's own
+    state.
+    """
+    modules = [types, state_module]
+    for part in parts:
+        modules += [sys.modules[kind.__module__] for kind in type(part).__mro__]
+    found = {}
+    for module in modules:
+        for kind in vars(module).values():
+            if isinstance(kind, type) and is_dataclass(kind):
+                found[_class_name(kind)] = kind
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal, tensors bit for bit."""
+    first: dict[str, Tensor] = {}
+    second: dict[str, Tensor] = {}
+    if _encode(a, first) != _encode(b, second):
+        return False
+    return all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,1 @@
+"""Search methods, one file each; each only proposes. `base` says how to write one."""

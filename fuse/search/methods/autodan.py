@@ -1,0 +1,141 @@
+"""AutoDAN (arXiv 2310.15140): write the prompt token by token, balancing the objective's gradient
+with readability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fuse.errors import FuseError
+from fuse.guide import Guide
+from fuse.nn.embedding_table import POINTS
+from fuse.search.methods.base import (
+    Method,
+    first_valid,
+    require_choices,
+    require_not_negative,
+    require_positive,
+)
+from fuse.statistics import standardised
+from fuse.types import Candidates, Ids
+
+
+@dataclass(frozen=True)
+class AutoDAN(Method):
+    """Appends one token a step.
+
+    A next token v is ranked by -z(g_v) + `logit_weight` x log p(v | prompt) - `frequency_penalty` x
+    (how often the prompt holds v): g is the objective's gradient at the position to be filled,
+    where the models read what `linearise` names, standardised over the allowed tokens (z), so that
+    one weight serves all objectives; p is the primary's prediction. In
+    all `search_width` continuations are scored, as many for every row of the beam, one at least:
+    the best by rank at `temperature` 0, else drawn from softmax(rank / temperature), cut to its
+    likeliest part of mass `top_p`. A row ends where the primary holds the end of text for likelier
+    than any allowed token; the method, where all rows end.
+    """
+
+    beam_width: ClassVar[int] = 16
+    search_width: int = 256
+    logit_weight: float = 1.0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    linearise: Sequence[str] = ("current",)
+    prompt_length: int = 0
+    steps: int = 16
+
+    def __post_init__(self) -> None:
+        require_positive(self, "search_width")
+        require_not_negative(self, "logit_weight", "temperature")
+        require_choices(self, "linearise", POINTS)
+        if not 0 < self.top_p <= 1:
+            raise FuseError(f"method.top_p={self.top_p}: expected a number above 0, up to 1")
+
+    @property
+    def reads_predictions(self) -> bool:
+        return True
+
+    def propose(
+        self, state: None, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
+    ) -> Candidates | None:
+        if not beam:
+            return None
+        parents, log_probs = self._growing(beam, guide)
+        if not parents:
+            return Candidates()
+        rows, positions = [beam[parent] for parent in parents], [len(beam[p]) for p in parents]
+        # The likeliest next token fills the position while the gradient there is taken
+        likeliest = log_probs.masked_fill(~guide.allowed, -torch.inf).argmax(-1).tolist()
+        filled = [(*row, token) for row, token in zip(rows, likeliest, strict=True)]
+        gradient = guide.token_gradient(filled, positions, self.linearise)
+        finite = gradient.isfinite().all(1)
+        ranking = self._rank(rows, log_probs, gradient.nan_to_num(), guide)
+        pools = guide.proposals(filled, positions, self.search_width, self.linearise)
+        width = max(1, self.search_width // (len(parents) * (1 + len(pools))))
+        tokens = self._draw(ranking, min(4 * width, int(guide.allowed.sum())), rng)
+        ids: list[Ids] = []
+        origins: list[int] = []
+        for i in finite.nonzero().flatten().tolist():
+            appended = [(*rows[i], token) for token in tokens[i]]
+            for offered in (appended, *(pool[i] for pool in pools)):
+                kept = first_valid(offered, guide, width)
+                ids += kept
+                origins += [parents[i]] * len(kept)
+        return Candidates(ids, origins, num_non_finite=len(rows) - int(finite.sum()))
+
+    def _growing(self, beam: Sequence[Ids], guide: Guide) -> tuple[list[int], Float[Tensor, "b v"]]:
+        """Return the rows that have room and no end, with the log-probabilities of their next
+        tokens.
+        """
+        room = [i for i, row in enumerate(beam) if len(row) < guide.max_length]
+        if not room:
+            return [], torch.zeros(0, len(guide.vocabulary))
+        log_probs = guide.next_token_log_probs([beam[i] for i in room])
+        going_on = log_probs.masked_fill(~guide.allowed.to(log_probs.device), -torch.inf).amax(-1)
+        ended = (log_probs[:, guide.end_of_text] > going_on[:, None]).any(-1).tolist()
+        kept = [i for i, parent in enumerate(room) if not (beam[parent] and ended[i])]
+        return [room[i] for i in kept], log_probs[kept]
+
+    def _rank(
+        self,
+        rows: Sequence[Ids],
+        log_probs: Float[Tensor, "b v"],
+        gradient: Float[Tensor, "b v"],
+        guide: Guide,
+    ) -> Float[Tensor, "b v"]:
+        """Return how good each continuation looks; -inf for tokens that are not allowed."""
+        ranking = -standardised(gradient, guide.allowed)
+        if self.logit_weight:
+            ranking = ranking + self.logit_weight * log_probs
+        if self.frequency_penalty:
+            size = ranking.shape[1]
+            counts = [torch.tensor(row, dtype=torch.long).bincount(minlength=size) for row in rows]
+            ranking = ranking - self.frequency_penalty * torch.stack(counts).to(ranking)
+        return ranking.masked_fill(~guide.allowed, -torch.inf)
+
+    def _draw(
+        self, ranking: Float[Tensor, "b v"], count: int, rng: torch.Generator
+    ) -> list[list[int]]:
+        """Return for each row up to `count` different tokens, in the order in which they are to be
+        taken.
+        """
+        if not self.temperature:
+            return ranking.topk(count).indices.tolist()
+        log_shares = (ranking.cpu().double() / self.temperature).log_softmax(-1)
+        ordered, order = log_shares.sort(-1, descending=True)
+        mass_before = ordered.exp().cumsum(-1) - ordered.exp()
+        ordered = ordered.masked_fill(mass_before >= self.top_p, -torch.inf)
+        # The largest of log p + Gumbel noise are a draw without replacement
+        noise = -torch.empty_like(ordered).exponential_(generator=rng).log()
+        drawn = (ordered + noise).topk(count)
+        found = []
+        for i in range(len(ranking)):
+            kept = drawn.indices[i][drawn.values[i] > -torch.inf]
+            found.append(order[i, kept].tolist())
+        return found

@@ -1,0 +1,140 @@
+"""What a method is, and how to write one.
+
+1. One file with one frozen dataclass: its fields are the method's options, as in
+   `conf/method/NAME.yaml`.
+2. `init(guide, start, rng)` returns the method's state and the first beam.
+3. `propose(state, beam, guide, rng)` returns `Candidates`: token ids, and the row of the beam that
+   each came from. A method that changes its state by proposing puts the next one into
+   `Candidates.state`. None ends the method.
+4. `observe(state, evaluated)` returns the state after the candidates' losses are known; by default
+   nothing is learned.
+5. The state is a value: never kept in `self`, and made of numbers, texts, tensors, tuples, lists,
+   dictionaries and dataclasses, so that it can be written to a checkpoint. All chance comes from
+   `rng`; the objective is seen only through `guide`.
+6. One line in `fuse/registry.py` enrols the method in the configuration, the public names and the
+   contract tests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from fuse.errors import FuseError
+from fuse.guide import Guide
+from fuse.types import Candidates, Evaluation, Ids
+
+DRAWN_AT_ONCE = 32
+"""How many tokens are drawn for one position of a random prompt, of which the first valid one is
+taken.
+"""
+
+
+class Method(ABC):
+    """Proposes candidates."""
+
+    greedy_only: ClassVar[bool] = False
+    """Whether the method follows a state of its own, so that no strategy but greedy search means
+    anything.
+    """
+    beam_width: ClassVar[int] = 1
+    """The width of beam search that suits the method where nothing else is said; 1 is greedy
+    search.
+    """
+    steps: int
+    """How many times to propose, where the search does not say."""
+    prompt_length: int = 0
+    """Free tokens of the first prompt."""
+    buffer_size: int = 0
+    """How many of the best earlier sequences compete again with a step's candidates; 0 where these
+    grow.
+    """
+
+    @property
+    def reads_predictions(self) -> bool:
+        """Whether the method asks for next-token predictions: the primary has to be a causal LM."""
+        return False
+
+    def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[Any, list[Ids]]:
+        """Return the state and the beam before the first step.
+
+        Args:
+            start: the tokens given by the user; empty for none.
+        """
+        return None, [start or random_prompt(guide, self.prompt_length, rng)]
+
+    @abstractmethod
+    def propose(
+        self, state: Any, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
+    ) -> Candidates | None:
+        """Return the candidates of one step, perhaps none; None in their place ends the method.
+
+        Args:
+            beam: what is to be expanded; empty where a strategy has nothing left.
+        """
+
+    def observe(self, state: Any, evaluated: Evaluation) -> Any:
+        """Return the state after a step, whose candidates, parents and losses are known."""
+        return state
+
+    def found(self, state: Any) -> Sequence[Ids]:
+        """Return what the method collected, beside the best prompt, up to this state."""
+        return ()
+
+
+def require_positive(method: Method, *names: str) -> None:
+    """Raise FuseError where one of these options of a method is below 1."""
+    for name in names:
+        if getattr(method, name) < 1:
+            raise FuseError(f"method.{name}={getattr(method, name)}: expected at least 1")
+
+
+def require_not_negative(method: Method, *names: str) -> None:
+    """Raise FuseError where one of these options of a method is below 0."""
+    for name in names:
+        if not getattr(method, name) >= 0:
+            raise FuseError(f"method.{name}={getattr(method, name)}: expected 0 or more")
+
+
+def require_choices(method: Method, name: str, known: Sequence[str]) -> None:
+    """Raise FuseError unless an option is one of `known`, or a list of different ones."""
+    value = getattr(method, name)
+    chosen = [value] if isinstance(value, str) else list(value)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
+        count = "one" if isinstance(value, str) else "some"
+        raise FuseError(f"method.{name}={value}: expected {count} of {', '.join(known)}")
+
+
+def random_prompt(guide: Guide, length: int, rng: torch.Generator) -> Ids:
+    """Draw a prompt of `length` allowed tokens whose text is valid; all but the first begin words.
+
+    Raises:
+        FuseError: that many tokens do not fit.
+    """
+    guide.check_length(length)
+    prompt: Ids = ()
+    while len(prompt) < length:
+        tokens = (guide.begins_word if prompt else guide.allowed).nonzero().flatten().cpu()
+        drawn = tokens[torch.randint(len(tokens), (DRAWN_AT_ONCE,), generator=rng)].tolist()
+        longer = first_valid([(*prompt, token) for token in drawn], guide, DRAWN_AT_ONCE)
+        if not longer:
+            raise FuseError(
+                f"prompt_length={length}: found no text of more than {len(prompt)} "
+                "tokens that fits every model "
+                f"and {guide.constraints}; choose fewer, allow more, or give a prefix"
+            )
+        prompt = longer[0]
+    return prompt
+
+
+def first_valid(rows: Iterable[Ids], guide: Guide, count: int) -> list[Ids]:
+    """Return the first `count` different valid rows, in their order."""
+    waiting = list(dict.fromkeys(rows))
+    kept: list[Ids] = []
+    while waiting and len(kept) < count:
+        asked, waiting = waiting[: count - len(kept)], waiting[count - len(kept) :]
+        kept += [row for row, ok in zip(asked, guide.valid(asked), strict=True) if ok]
+    return kept

@@ -1,0 +1,177 @@
+"""What methods of local edits share: candidates that differ from a row of the beam by swaps, an
+insertion or a deletion.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fuse.guide import Guide
+from fuse.search.methods.base import (
+    Method,
+    first_valid,
+    require_choices,
+    require_not_negative,
+    require_positive,
+)
+from fuse.types import UNCHANGED, Candidates, Ids
+
+MOVES = ("swap", "insert", "delete")
+MAX_GAPS = 4
+"""How many gaps of a row are open to an insertion in one step: each costs a row of its own where a
+gradient is taken.
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A position of one row where a token can be put: in the place of another one, or before it."""
+
+    parent: int
+    move: str
+    position: int
+    row: Ids
+    """The row with a token to be replaced at `position`: the parent itself, or the parent with a
+    filler put in.
+    """
+
+
+@dataclass(frozen=True)
+class Shortlists:
+    """The tokens that may be put at each site."""
+
+    sites: Sequence[Site]
+    tokens: Int[Tensor, "n k"]
+    state: Any = UNCHANGED
+    """The method's next state, where making the lists has changed it."""
+    pools: Sequence[Sequence[Sequence[Ids]]] = ()
+    """Whole candidates that models with other tokens propose: pools of them, in each a list for
+    every site.
+    """
+    num_non_finite: int = 0
+    """How many sites were left out because their gradient is not finite."""
+
+
+@dataclass(frozen=True)
+class Edits(Method):
+    """Swaps `n_replace` tokens at once, inserts one, or deletes one, as `moves` allows.
+
+    A candidate takes a row of the beam in turn; the move, the positions and the tokens, from the
+    shortlist of each site, are drawn uniformly. A subclass makes the shortlists. Where there are
+    pools, swaps and insertions are taken from the shortlists and from each pool in turn.
+    """
+
+    search_width: int = 128
+    n_replace: int = 1
+    moves: Sequence[str] = MOVES
+    prompt_length: int = 8
+    buffer_size: int = 1
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        require_positive(self, "search_width", "n_replace", "prompt_length")
+        require_not_negative(self, "buffer_size")
+        require_choices(self, "moves", MOVES)
+
+    @abstractmethod
+    def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
+        """Return the tokens that may be put at each site."""
+
+    def propose(
+        self, state: Any, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
+    ) -> Candidates | None:
+        if not beam:
+            return None
+        sites: list[Site] = []
+        for parent, row in enumerate(beam):
+            sites += self._sites(parent, row, guide, rng)
+        lists = Shortlists([], torch.zeros(0, 1, dtype=torch.long))
+        if sites:
+            lists = self.shortlist(state, sites, guide)
+        draw = _Draw(self, beam, lists, rng)
+        parent_of: dict[Ids, int] = {}
+        for i in range(2 * self.search_width):
+            drawn = draw.candidate(i)
+            if drawn is not None:
+                parent_of.setdefault(drawn, i % len(beam))
+        kept = first_valid(parent_of, guide, self.search_width)
+        parents = [parent_of[row] for row in kept]
+        return Candidates(kept, parents, lists.state, lists.num_non_finite)
+
+    def _sites(self, parent: int, row: Ids, guide: Guide, rng: torch.Generator) -> list[Site]:
+        """Return where a row takes a token."""
+        sites = []
+        if "swap" in self.moves:
+            sites += [Site(parent, "swap", position, row) for position in range(len(row))]
+        if "insert" not in self.moves or len(row) >= guide.max_length:
+            return sites
+        # A token is inserted between words, never inside one
+        gaps = [p for p in range(len(row)) if guide.begins_word[row[p]]] + [len(row)]
+        drawn = torch.randperm(len(gaps), generator=rng)[:MAX_GAPS].tolist()
+        for position in sorted(gaps[i] for i in drawn):
+            longer = (*row[:position], guide.filler, *row[position:])
+            sites.append(Site(parent, "insert", position, longer))
+        return sites
+
+
+class _Draw:
+    """Draws the candidates of one step."""
+
+    def __init__(
+        self, method: Edits, beam: Sequence[Ids], lists: Shortlists, rng: torch.Generator
+    ) -> None:
+        self._method, self._beam, self._lists, self._rng = method, beam, lists, rng
+        self._tokens = lists.tokens.cpu()
+        self._sites_of: dict[tuple[int, str], list[int]] = {}
+        """The indices of the sites of each row and move."""
+        for i, site in enumerate(lists.sites):
+            self._sites_of.setdefault((site.parent, site.move), []).append(i)
+
+    def candidate(self, number: int) -> Ids | None:
+        """Return the next candidate, of rows and pools in turn; None where there is none."""
+        parent = number % len(self._beam)
+        pool = number // len(self._beam) % (1 + len(self._lists.pools))
+        row = list(self._beam[parent])
+        moves = self._moves(parent)
+        if not moves:
+            return None
+        move = moves[self._below(len(moves))]
+        sites = self._sites_of.get((parent, move), [])
+        if move == "delete":
+            del row[self._below(len(row))]
+        elif pool:
+            offered = self._lists.pools[pool - 1][sites[self._below(len(sites))]]
+            return offered[self._below(len(offered))] if offered else None
+        elif move == "swap":
+            for i in torch.randperm(len(sites), generator=self._rng)[
+                : self._method.n_replace
+            ].tolist():
+                row[self._lists.sites[sites[i]].position] = self._token(sites[i])
+        else:
+            site = sites[self._below(len(sites))]
+            row.insert(self._lists.sites[site].position, self._token(site))
+        return tuple(row)
+
+    def _moves(self, parent: int) -> list[str]:
+        """Return the moves that a row of the beam allows."""
+        can_delete = len(self._beam[parent]) > 1
+        found = []
+        for move in self._method.moves:
+            if (parent, move) in self._sites_of or (move == "delete" and can_delete):
+                found.append(move)
+        return found
+
+    def _below(self, count: int) -> int:
+        """Draw a number from 0 to `count` - 1."""
+        return int(torch.randint(count, (1,), generator=self._rng))
+
+    def _token(self, site: int) -> int:
+        """Draw a token for a site."""
+        return int(self._tokens[site, self._below(self._tokens.shape[1])])

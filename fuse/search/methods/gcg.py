@@ -1,0 +1,96 @@
+"""GCG (arXiv 2307.15043, algorithm 1): put in tokens that the gradient favours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fuse.errors import FuseError
+from fuse.guide import Guide
+from fuse.nn.embedding_table import POINTS
+from fuse.search.methods.base import require_choices, require_not_negative, require_positive
+from fuse.search.methods.edits import Edits, Shortlists, Site
+from fuse.statistics import standardised
+from fuse.types import UNCHANGED
+
+Momentum = dict[tuple[str, int, int], Float[Tensor, " v"]]
+"""The running gradient at each move, position and length of the row."""
+STEPS_REMEMBERED = 4
+"""For how many times as many sites as a step has the momentum is kept, of those seen last."""
+
+
+@dataclass(frozen=True)
+class GCG(Edits):
+    """Shortlists at each site the `top_k` allowed tokens of the most negative gradient.
+
+    `linearise` names what the models read at the site while the gradient is taken, as
+    `Objective.token_gradient` has it. With a `logit_weight` w the shortlist is that of -z(gradient)
+    + w x log p(token | what stands before the site), as in
+    AutoDAN: standardised over the allowed tokens (z), and p the primary's prediction. `momentum` m
+    (arXiv 2405.01229) ranks by m x the gradients of earlier steps at this position + (1 - m) x this
+    step's.
+    """
+
+    top_k: int = 64
+    linearise: Sequence[str] = ("current",)
+    logit_weight: float = 0.0
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "top_k")
+        require_not_negative(self, "logit_weight")
+        require_choices(self, "linearise", POINTS)
+        if not 0 <= self.momentum < 1:
+            raise FuseError(f"method.momentum={self.momentum}: expected 0 or more, and below 1")
+
+    @property
+    def reads_predictions(self) -> bool:
+        return self.logit_weight > 0
+
+    def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
+        rows, positions = [site.row for site in sites], [site.position for site in sites]
+        gradient = guide.token_gradient(rows, positions, self.linearise)
+        finite = gradient.isfinite().all(1)
+        dropped = len(sites) - int(finite.sum())
+        if dropped:
+            sites = [site for site, ok in zip(sites, finite.tolist(), strict=True) if ok]
+            rows, positions = [site.row for site in sites], [site.position for site in sites]
+            gradient = gradient[finite]
+        if not sites:
+            return Shortlists([], torch.zeros(0, 1, dtype=torch.long), num_non_finite=dropped)
+        if self.momentum:
+            state, gradient = self._with_momentum(state or {}, sites, gradient)
+        ranking = -gradient
+        if self.logit_weight:
+            before = [site.row[: site.position] for site in sites]
+            log_probs = guide.next_token_log_probs(before)
+            ranking = self.logit_weight * log_probs - standardised(gradient, guide.allowed)
+        ranking = ranking.masked_fill(~guide.allowed, -torch.inf)
+        tokens = ranking.topk(min(self.top_k, int(guide.allowed.sum()))).indices
+        pools = guide.proposals(rows, positions, self.top_k, self.linearise)
+        return Shortlists(sites, tokens, state if self.momentum else UNCHANGED, pools, dropped)
+
+    def _with_momentum(
+        self, state: Momentum, sites: Sequence[Site], gradient: Float[Tensor, "n v"]
+    ) -> tuple[Momentum, Float[Tensor, "n v"]]:
+        """Return the next momentum, the mean over the beam at each position, and this step's
+        gradients with it.
+        """
+        keys = [(site.move, site.position, len(site.row)) for site in sites]
+        mixed = []
+        for key, own in zip(keys, gradient, strict=True):
+            known = key in state
+            mixed.append(self.momentum * state[key] + (1 - self.momentum) * own if known else own)
+        by_key: dict[tuple[str, int, int], list[Tensor]] = {}
+        for key, own in zip(keys, mixed, strict=True):
+            by_key.setdefault(key, []).append(own)
+        new = {key: torch.stack(own).mean(0) for key, own in by_key.items()}
+        older = [(key, value) for key, value in state.items() if key not in new]
+        kept = older[-(STEPS_REMEMBERED - 1) * len(new) :]
+        return {**dict(kept), **new}, torch.stack(mixed)

@@ -1,0 +1,49 @@
+"""Random local search: edits without any gradient, the baseline that every other method has to
+beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fuse.guide import Guide
+from fuse.search.methods.base import require_choices, require_positive
+from fuse.search.methods.edits import Edits, Shortlists, Site
+
+
+@dataclass(frozen=True)
+class Random(Edits):
+    """Takes a token from a ball around a site's present one.
+
+    `search_ball` L0: any allowed token. L2: the `top_k` allowed tokens whose embeddings are the
+    nearest to the present one's (to that of a neighbour, at an insertion).
+    """
+
+    search_ball: str = "L0"
+    top_k: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "top_k")
+        require_choices(self, "search_ball", ("L0", "L2"))
+
+    def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
+        tokens = guide.allowed.nonzero().flatten()
+        if self.search_ball == "L0":
+            return Shortlists(sites, tokens.expand(len(sites), -1))
+        present = torch.tensor([_present(site) for site in sites], device=tokens.device)
+        table = guide.vocabulary.embedding
+        distance = torch.cdist(table[present].float(), table[tokens].float())
+        distance[present[:, None] == tokens] = torch.inf  # itself is no change
+        count = min(self.top_k, max(1, len(tokens) - 1))
+        return Shortlists(sites, tokens[distance.topk(count, largest=False).indices])
+
+
+def _present(site: Site) -> int:
+    """Return the token around which a site's ball lies."""
+    neighbour = site.position - 1 if site.position else 1
+    return site.row[neighbour if site.move == "insert" else site.position]

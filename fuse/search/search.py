@@ -1,0 +1,407 @@
+"""One search as ask and tell: propose candidates, accept their losses."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from fuse.errors import FuseError
+from fuse.guide import Guide
+from fuse.objective import Objective
+from fuse.registry import METHODS
+from fuse.search.checks import check_combination, check_objective
+from fuse.search.methods.base import Method, random_prompt
+from fuse.search.screening import Probe
+from fuse.search.state import SearchState
+from fuse.search.strategies import Beam, Strategy
+from fuse.types import UNCHANGED, Candidates, Entry, Evaluation, Ids, Result, Step
+
+EXHAUSTED, NO_VALID_CANDIDATE, NOT_FINITE = "exhausted", "no valid candidate", "not finite"
+"""Why a step has no candidate that counts: nothing was proposed; all were refused; no loss or
+gradient was finite.
+"""
+
+LIMITS = ("steps", "stop_loss", "label", "time_limit", "max_evaluations")
+"""Why a search ended that goes on where these are other ones."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method and the strategy that selects for it."""
+
+    method: Method
+    strategy: Strategy
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for a prompt of low loss. It holds options alone; all that changes is in
+    `SearchState`.
+
+    Example::
+
+        search = Search(objective, GCG())
+        state = search.start()
+        while not state.ended:
+            candidates = search.propose(state)
+            evaluated = search.evaluate(state, candidates)
+            state = search.accept(state, evaluated)
+        result = search.result(state)
+
+    Args:
+        strategy: what is expanded next; None for beam search as wide as suits the method.
+        refine: a second method, which goes on from the best prompt of the first when that has ended
+            or made its own number of steps, by the strategy that suits it.
+        steps: how many times to propose in all; None for the methods' own numbers.
+        init: the text to start from; empty for the method's own start.
+        stop_loss: end as soon as the best loss is at or below this.
+        stop_at_label: end as soon as the primary greedily says its label after the best prompt.
+        probe: chooses which candidates are scored; None for all.
+        generator: the only source of chance (on the CPU), as it is when the search is made; None
+            for one with seed 0.
+        on_step: called after every step, with its record.
+        time_limit: end after the step in which so many seconds have passed.
+        max_evaluations: end after the step in which so many candidates have been scored.
+
+    Raises:
+        FuseError: a method that does not go with the strategy or the objective; `stop_at_label`
+            without a label.
+    """
+
+    objective: Objective
+    method: Method
+    strategy: Strategy | None = None
+    refine: Method | None = None
+    steps: int | None = None
+    init: str = ""
+    stop_loss: float | None = None
+    stop_at_label: bool = False
+    probe: Probe | None = None
+    generator: torch.Generator | None = None
+    on_step: Callable[[Step], None] | None = None
+    time_limit: float | None = None
+    max_evaluations: int | None = None
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            check_combination(stage.method, stage.strategy)
+            check_objective(self.objective, stage.method, self.stop_at_label, self.probe)
+        # Kept as it is now, so that the same search run twice gives the same result
+        rng = torch.Generator().manual_seed(0) if self.generator is None else self.generator
+        object.__setattr__(self, "_first_rng", rng.get_state())
+
+    @property
+    def first_strategy(self) -> Strategy:
+        """The first method's strategy."""
+        return self.stages[0].strategy
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The methods that follow one another."""
+        first = Stage(self.method, self.strategy or Beam(self.method.beam_width))
+        if self.refine is None:
+            return (first,)
+        return first, Stage(self.refine, Beam(self.refine.beam_width))
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps the search takes, if nothing ends it."""
+        if self.steps is not None:
+            return self.steps
+        return sum(stage.method.steps for stage in self.stages)
+
+    @cached_property
+    def guide(self) -> Guide:
+        """What the methods see of the objective."""
+        return Guide(self.objective)
+
+    # --- ask and tell ----------------------------------------------------------------------------
+
+    def start(self) -> SearchState:
+        """Return the state before the first step; the start is scored.
+
+        Raises:
+            FuseError: a starting text or a length that some model cannot take.
+        """
+        start = self.objective.spell(self.init) if self.init else ()
+        first = SearchState(rng=getattr(self, "_first_rng"))  # noqa: B009
+        return self._begin_stage(first, 0, start)
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def propose(self, state: SearchState) -> Candidates:
+        """Return what to try next. Neither the search nor the state is changed.
+
+        `Candidates.over` says that the method has nothing more to propose.
+        """
+        began = time.perf_counter()
+        stage, rng = self.stages[state.stage], self._rng(state)
+        candidates = stage.method.propose(state.method, state.beam, self.guide, rng)
+        if candidates is None:
+            candidates = Candidates(over=True)
+        elif self.probe is not None:
+            width = stage.strategy.width
+            candidates = self.probe.choose(
+                self.objective, state.beam, candidates, rng, width, state.scored
+            )
+        return replace(candidates, rng=rng.get_state(), began=began)
+
+    def evaluate(self, state: SearchState, candidates: Candidates) -> Evaluation:
+        """Return the losses of candidates; those that this search has scored lately are not scored
+        again.
+        """
+        num_ranked = self.stages[state.stage].strategy.num_ranked
+        return self.objective.evaluate(candidates, state.scored, num_ranked)
+
+    def accept(self, state: SearchState, evaluated: Evaluation) -> SearchState:
+        """Return the state after a step whose candidates were evaluated."""
+        candidates, stage, rng = evaluated.candidates, self.stages[state.stage], self._rng(state)
+        method = state.method if candidates.state is UNCHANGED else candidates.state
+        if candidates.over:
+            return self._next_stage(replace(state, method=method), state.trouble or EXHAUSTED)
+        if candidates.rng is not None:
+            rng.set_state(candidates.rng)
+        entries = evaluated.entries()
+        state = self._counted(state, evaluated)
+        strategy, beam = stage.strategy.select(state.strategy, evaluated, rng)
+        state = replace(
+            state,
+            rng=rng.get_state(),
+            proposed=state.proposed + 1,
+            stage_proposed=state.stage_proposed + 1,
+            method=stage.method.observe(method, evaluated),
+            strategy=strategy,
+            beam=tuple(beam),
+            trouble="" if entries else _trouble(evaluated),
+            seconds=state.seconds + max(0.0, time.perf_counter() - candidates.began),
+        )
+        if entries:
+            state = self._recorded(state, stage.method, min(entries))
+        return self._settled(state)
+
+    def result(
+        self, state: SearchState, trace: Sequence[Step] = (), *, rescore: bool = True
+    ) -> Result:
+        """Return the best prompt.
+
+        Args:
+            trace: the steps that led to the state; they become part of the result.
+            rescore: whether it is scored anew, from its text alone.
+
+        Raises:
+            FuseError: nothing was found.
+        """
+        if state.best is None:
+            raise FuseError(self._why_nothing(state))
+        vocabulary = self.objective.vocabulary
+        prompt = vocabulary.decode([state.best.ids])[0]
+        if rescore:
+            loss, terms = self.objective.evaluate_text(prompt)
+        else:
+            loss, terms = state.best.loss, self.objective.term_results(prompt, state.best.terms)
+        found = self._found(state)
+        counts: Counter[str] = Counter()
+        for ids in found:
+            counts.update(vocabulary.token_texts[token].strip() for token in ids)
+        return Result(
+            prompt=prompt,
+            free_ids=state.best.ids,
+            loss=loss,
+            initial_loss=loss if state.initial_loss is None else state.initial_loss,
+            terms=terms,
+            steps=state.step,
+            evaluations=state.evaluations,
+            seconds=state.seconds,
+            found=tuple(vocabulary.decode(found)),
+            token_counts=dict(counts.most_common()),
+            trace=tuple(trace),
+            ended=state.ended,
+            num_non_finite=state.num_non_finite,
+        )
+
+    def reopened(self, state: SearchState) -> SearchState:
+        """Return a state that goes on where one of the limits was reached that is higher now."""
+        return self._settled(replace(state, ended="")) if state.ended in LIMITS else state
+
+    def run(self) -> Result:
+        """Search until it ends.
+
+        Raises:
+            FuseError: as `start` and `result`.
+        """
+        state = self.start()
+        trace: list[Step] = []
+        while not state.ended:
+            self.objective.prefill(state.beam)
+            candidates = self.propose(state)
+            evaluated = self.evaluate(state, candidates)
+            after = self.accept(state, evaluated)
+            if after.step > state.step and after.last is not None:
+                trace.append(after.last)
+                if self.on_step is not None:
+                    self.on_step(after.last)
+            state = after
+        return self.result(state, trace)
+
+    def search(self) -> Result:
+        """Do `run`, by its former name."""
+        warnings.warn("Task.search() is now Search.run()", DeprecationWarning, stacklevel=2)
+        return self.run()
+
+    # --- from one state to the next --------------------------------------------------------------
+
+    def _rng(self, state: SearchState) -> torch.Generator:
+        """Return a generator in the state's state."""
+        rng = torch.Generator()
+        rng.set_state(state.rng)
+        return rng
+
+    def _begin_stage(self, state: SearchState, number: int, start: Ids) -> SearchState:
+        """Return the state before the first step of a method that begins with `start`."""
+        began = time.perf_counter()
+        stage, rng = self.stages[number], self._rng(state)
+        method, beam = stage.method.init(self.guide, start, rng)
+        # An empty start is no prompt: the loss of one random token stands for its own, and does not
+        # compete
+        started = [row for row in beam if row] or [random_prompt(self.guide, 1, rng)]
+        evaluated = self.evaluate(replace(state, stage=number), Candidates(started))
+        state = self._counted(state, evaluated)
+        if not any(beam):
+            evaluated = self.objective.evaluate(Candidates())
+        strategy, _ = stage.strategy.select(
+            stage.strategy.init(stage.method.buffer_size), evaluated, rng
+        )
+        losses = [state.scored[row] for row in started if row in state.scored]
+        if state.initial_loss is None and losses:
+            first = float(self.objective.total(torch.tensor(losses)).min())
+            state = replace(state, initial_loss=first if first < torch.inf else None)
+        entries = evaluated.entries()
+        state = replace(
+            state,
+            stage=number,
+            stage_proposed=0,
+            rng=rng.get_state(),
+            method=method,
+            strategy=strategy,
+            beam=tuple(beam),
+            best=_better(state.best, entries),
+            trouble="" if entries or not any(beam) else _trouble(evaluated),
+            seconds=state.seconds + time.perf_counter() - began,
+        )
+        return self._settled(state)
+
+    def _next_stage(self, state: SearchState, reason: str) -> SearchState:
+        """Return the state at the beginning of the next method, or the end of the search."""
+        state = replace(state, found=self._found(state))
+        if state.stage + 1 == len(self.stages):
+            return replace(state, ended=reason)
+        start = state.best.ids if state.best else state.beam[0] if state.beam else ()
+        return self._begin_stage(state, state.stage + 1, start)
+
+    def _settled(self, state: SearchState) -> SearchState:
+        """Return the state, ended or in the next stage where a limit is reached."""
+        goal = "" if state.best is None else self._goal(state.best)
+        if goal:
+            return replace(state, found=self._found(state), ended=goal)
+        limits = {
+            "time_limit": self.time_limit is not None and state.seconds >= self.time_limit,
+            "max_evaluations": self.max_evaluations is not None
+            and state.evaluations >= self.max_evaluations,
+            NOT_FINITE: state.best is None and state.proposed > 0 and state.trouble == NOT_FINITE,
+        }
+        for reason, reached in limits.items():
+            if reached:
+                return replace(state, ended=reason)
+        if state.stage_proposed >= self._own_steps(state):
+            return self._next_stage(state, "steps")
+        return state
+
+    def _own_steps(self, state: SearchState) -> int:
+        """Return how many steps the present method has: the last one has all that are left."""
+        left = self.most_steps - (state.proposed - state.stage_proposed)
+        if state.stage + 1 == len(self.stages):
+            return left
+        return min(self.stages[state.stage].method.steps, left)
+
+    def _goal(self, best: Entry) -> str:
+        """Return which goal the best prompt has reached; empty for none."""
+        if self.stop_loss is not None and best.loss <= self.stop_loss:
+            return "stop_loss"
+        return "label" if self.stop_at_label and self.objective.says_label([best.ids])[0] else ""
+
+    def _counted(self, state: SearchState, evaluated: Evaluation) -> SearchState:
+        """Return the state with new candidates in its log and its counts."""
+        rows, losses = [], []
+        values = torch.stack(list(evaluated.terms.values()), 1).tolist()
+        seen: set[Ids] = set()
+        for row, own, valid in zip(
+            evaluated.candidates.ids, values, evaluated.valid.tolist(), strict=True
+        ):
+            if valid and row not in state.scored and row not in seen:
+                seen.add(row)
+                rows.append(row)
+                losses.append(tuple(own))
+        dropped = evaluated.num_non_finite + evaluated.candidates.num_non_finite
+        return replace(
+            state,
+            scored=state.scored.extended(rows, losses),
+            evaluations=state.evaluations + len(rows),
+            num_non_finite=state.num_non_finite + dropped,
+        )
+
+    def _recorded(self, state: SearchState, method: Method, winner: Entry) -> SearchState:
+        """Return the state with one more step in the trace."""
+        best = _better(state.best, [winner])
+        assert best is not None
+        step = Step(
+            step=state.step + 1,
+            method=METHODS.name_of(method),
+            loss=winner.loss,
+            best_loss=best.loss,
+            prompt=self.objective.vocabulary.decode([winner.ids])[0],
+            free_ids=winner.ids,
+            terms=dict(zip(self.objective.terms, winner.terms, strict=True)),
+            evaluations=state.evaluations,
+            seconds=state.seconds,
+        )
+        return replace(state, step=state.step + 1, best=best, last=step)
+
+    def _found(self, state: SearchState) -> tuple[Ids, ...]:
+        """Return what all methods have collected so far, each once."""
+        own = self.stages[state.stage].method.found(state.method)
+        return tuple(dict.fromkeys([*state.found, *own]))
+
+    def _why_nothing(self, state: SearchState) -> str:
+        """Say why a search has found nothing, and what to do."""
+        if state.ended == NOT_FINITE or state.trouble == NOT_FINITE:
+            names = [name for name in self.objective.terms if self._never_finite(state, name)]
+            return (
+                f"{', '.join(names) or 'objective'}: "
+                f"of {state.evaluations} losses none is finite (nan or inf); "
+                "check the weights of the model, or give dtype=float32"
+            )
+        return f"steps={self.steps}: nothing was found; give steps=1 or more, or a starting text"
+
+    def _never_finite(self, state: SearchState, name: str) -> bool:
+        """Whether no loss of a term was finite."""
+        column = list(self.objective.terms).index(name)
+        losses = torch.tensor([losses[column] for losses in state.scored.values()])
+        return not bool(losses.isfinite().any())
+
+
+def _better(best: Entry | None, entries: Sequence[Entry]) -> Entry | None:
+    """Return the best of all."""
+    return min([*([best] if best else []), *entries], default=None)
+
+
+def _trouble(evaluated: Evaluation) -> str:
+    """Say why no candidate of a step counts."""
+    if evaluated.num_non_finite or evaluated.candidates.num_non_finite:
+        return NOT_FINITE
+    return NO_VALID_CANDIDATE if evaluated.candidates.ids else EXHAUSTED

@@ -1,0 +1,135 @@
+"""The fixed text around a prompt, and the tokens that a model reads of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fuse.text.vocabulary import ID_BYTES, Span, Vocabulary
+from fuse.types import Ids
+
+NO_SPACE_BEFORE = ".,;:!?'\")]}"
+"""Signs that follow a word without a space."""
+SPAN_BYTES = 128
+"""About what one span takes in a tuple."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """Fixed text around a prompt: prefix + prompt + suffix + label.
+
+    They are joined by single spaces where words would touch.
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    label: str = ""
+
+    def render(self, prompt: str) -> tuple[str, Span, Span]:
+        """Return the whole text, and the character spans of the prompt and of the label in it."""
+        text, prompt_span = _append(self.prefix, prompt)
+        text, _ = _append(text, self.suffix)
+        text, label_span = _append(text, self.label)
+        return text, prompt_span, label_span
+
+    def encode(self, vocabulary: Vocabulary, prompts: Sequence[str]) -> list[Encoded]:
+        """Return what a model reads for each prompt, its own special tokens included."""
+        rendered = [self.render(prompt) for prompt in prompts]
+        tokens = vocabulary.encode([text for text, _, _ in rendered])
+        found = []
+        for (ids, spans), (_, prompt_span, label_span) in zip(tokens, rendered, strict=True):
+            found.append(Encoded.build(vocabulary, ids, spans, prompt_span, label_span))
+        return found
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of one rendered text with its special tokens."""
+
+    ids: Ids
+    chars: tuple[Span, ...]
+    """The character span of each token; empty where these are no longer known."""
+    free: Span
+    """The tokens that spell the prompt."""
+    label: Span
+    """The tokens that spell the label; (0, 0) without one."""
+    prompt_start: int = 0
+    """The character at which the prompt begins."""
+
+    @staticmethod
+    def build(
+        vocabulary: Vocabulary, ids: Ids, chars: Sequence[Span], prompt: Span, label: Span
+    ) -> Encoded:
+        """Find the tokens of prompt and label by their characters, and add special tokens."""
+        head, tail = vocabulary.head, vocabulary.tail
+        padded = ((0, 0),) * len(head) + tuple(chars) + ((0, 0),) * len(tail)
+        label_span = overlapping(padded, label) if label[0] < label[1] else (0, 0)
+        free = overlapping(padded, prompt)
+        return Encoded(head + ids + tail, padded, free, label_span, prompt[0])
+
+    @property
+    def free_ids(self) -> Ids:
+        """The ids that spell the prompt."""
+        return self.ids[slice(*self.free)]
+
+    @property
+    def num_bytes(self) -> int:
+        """About how much memory it takes."""
+        return ID_BYTES * len(self.ids) + SPAN_BYTES * len(self.chars)
+
+    def word(self, chars: Span) -> Span:
+        """Return the tokens that spell these characters of the prompt."""
+        return overlapping(self.chars, (self.prompt_start + chars[0], self.prompt_start + chars[1]))
+
+    def collapsed(self, tokens: Span) -> Encoded:
+        """Return the ids with one token, the span's first, instead of the whole span.
+
+        Character spans are no longer known.
+        """
+        if tokens[0] == tokens[1]:
+            return self
+        shift = tokens[0] + 1 - tokens[1]
+
+        def moved(span: Span) -> Span:
+            return span[0] + shift * (span[0] >= tokens[1]), span[1] + shift * (
+                span[1] >= tokens[1]
+            )
+
+        ids = self.ids[: tokens[0] + 1] + self.ids[tokens[1] :]
+        return Encoded(ids, (), moved(self.free), moved(self.label))
+
+    def up_to_prompt(self) -> Encoded:
+        """Return it without suffix, label and closing special tokens."""
+        end = self.free[1]
+        return Encoded(self.ids[:end], self.chars[:end], self.free, (0, 0), self.prompt_start)
+
+    def with_free_ids(self, free_ids: Ids) -> Encoded:
+        """Return the same surroundings with other free tokens, and no character spans."""
+        (start, end), shift = self.free, len(free_ids) - (self.free[1] - self.free[0])
+        label = self.label
+        if label[0] >= end:
+            label = (label[0] + shift, label[1] + shift)
+        ids = self.ids[:start] + free_ids + self.ids[end:]
+        return Encoded(ids, (), (start, start + len(free_ids)), label)
+
+
+def overlapping(chars: Sequence[Span], part: Span) -> Span:
+    """Return the span of the tokens whose characters meet `part`; (0, 0) if none does."""
+    hits = []
+    for i, (start, end) in enumerate(chars):
+        if start < part[1] and end > part[0] and end > start:
+            hits.append(i)
+    return (hits[0], hits[-1] + 1) if hits else (0, 0)
+
+
+def _append(text: str, more: str) -> tuple[str, Span]:
+    """Return both texts joined, with a space between two words, and the span of the second."""
+    touching = (
+        text
+        and more
+        and not text[-1].isspace()
+        and not more[0].isspace()
+        and more[0] not in NO_SPACE_BEFORE
+    )
+    start = len(text) + bool(touching)
+    return text + " " * bool(touching) + more, (start, start + len(more))
