@@ -80,19 +80,24 @@ def resumed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     saved = saved_config(folder)
     if saved is None:
         raise FuseError(f"resume={config['resume']}: holds no {CONFIG}; give the folder of a run")
-    default: Any = OmegaConf.to_container(hydra.compose("config"), resolve=True)
-    given = {text.partition("=")[0] for text in differences(default, config)}
-    wrong = [text for text in differences(saved, config) if text.partition("=")[0] in given]
+    given = [override.partition("=")[0] for override in HydraConfig.get().overrides.task]
+    wrong = []
+    for text in differences(saved, config):
+        if any(is_part(text.partition("=")[0], name) for name in given):
+            wrong.append(text)
     if wrong:
         raise FuseError(
             f"resume={config['resume']}: the run has other options: {', '.join(wrong)}; "
             "leave them out"
         )
-    for override in HydraConfig.get().overrides.task:
-        name = override.partition("=")[0]
-        if name in LIMITS:
-            saved[name] = config[name]
-    return {**saved, "resume": None}
+    limits = {name: config[name] for name in LIMITS if name in given}
+    return {**saved, **limits, "resume": None}
+
+
+def is_part(key: str, name: str) -> bool:
+    """Whether an override of this name is about a key: itself, or the choice of its group."""
+    chosen = key.rpartition(".")[2] in ("name", "kind", "model_id")
+    return key == name or (chosen and key.startswith(f"{name}."))
 
 
 def into_same_folder(arguments: list[str]) -> list[str]:
@@ -136,18 +141,18 @@ def main() -> None:
         try:
             job()
         except OSError as error:
-            if session.began:
+            if session.began or hydra_errors.is_complaint(error):
                 raise
             sys.argv += into_another_folder(error)
             job()
     except Interrupted as signal:
         session.fail(f"{signal} before the search had begun; nothing is lost", signal.code)
-    except OSError as error:
-        session.fail(f"{error.filename}: {error.strerror}; choose another folder")
     except (*hydra_errors.COMPLAINTS, FuseError, ValueError) as error:
         if not isinstance(error, FuseError) and not hydra_errors.is_complaint(error):
             raise
         session.fail(hydra_errors.explain(error, sys.argv[1:]))
+    except OSError as error:
+        session.fail(f"{error.filename}: {error.strerror}; choose another folder")
     sys.exit(session.exit_code)
 
 

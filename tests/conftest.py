@@ -4,8 +4,12 @@ tests run.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+# Tests run in parallel processes, and start processes of their own: each has one thread
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import pytest
 import torch

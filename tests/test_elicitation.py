@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_what_embedding_collects_makes_the_model_say_the_label(
         assert says(lm, before_label("", prompt, suffix), label)
         assert prompt.isascii()
     # how often they hold each token
-    tokens = [token for prompt in result.found for token in objective.spell(prompt)]
+    tokens = list(chain.from_iterable(objective.spell(prompt) for prompt in result.found))
     assert sum(result.token_counts.values()) == len(tokens)
     counts: Counter[str] = Counter()
     for text, count in result.token_counts.items():

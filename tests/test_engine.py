@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise
 from typing import Any
 
 import pytest
@@ -108,7 +108,7 @@ def test_batched_equals_single(term: fuse.Term, batch_size: int) -> None:
 @pytest.mark.parametrize("launch_tokens", [0, 20])
 def test_padded_batches_cost_the_least(sizes: list[int], launch_tokens: int) -> None:
     found = padded_batches(sizes, 3, launch_tokens)
-    order = [i for batch in found for i in batch]
+    order = list(chain.from_iterable(found))
     assert sorted(order) == list(range(8))
 
     def cost(batch: list[int]) -> float:
@@ -131,7 +131,7 @@ def test_equal_rows_fill_whole_batches() -> None:
 @pytest.mark.parametrize("sizes", [[3, 5, 4, 4, 6, 9, 10, 60], [0, 0, 0], [2] * 100, []])
 def test_packed_batches_are_few_and_about_as_large(sizes: list[int]) -> None:
     found = packed_batches(sizes, 30, 50)
-    assert sorted(i for batch in found for i in batch) == list(range(len(sizes)))
+    assert sorted(chain.from_iterable(found)) == list(range(len(sizes)))
     for batch in found:
         assert len(batch) <= 30
         assert sum(sizes[i] for i in batch) <= 50 + max(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -181,7 +182,7 @@ def test_few_candidates_are_all_scored_and_invalid_ones_none(
     objective: fuse.Objective, rows: list[Ids], probe: fuse.Probe, generator: torch.Generator
 ) -> None:
     letters = [objective.vocabulary.encode([letter])[0][0] for letter in "house"]
-    broken = tuple(token for ids in letters for token in ids)
+    broken = tuple(chain.from_iterable(letters))
     few = [*rows[:15], broken, rows[0]]
     assert choose(probe, objective, [], few, generator) == rows[:15]
     assert choose(probe, objective, [], [], generator) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -233,11 +233,11 @@ class Recorder(Strategy):
 
     @property
     def expanded(self) -> list[Ids]:
-        return [ids for beam in self.beams for ids in beam]
+        return list(chain.from_iterable(self.beams))
 
     @property
     def seen(self) -> set[Ids]:
-        return {ids for step in self.scored for _, ids in step}
+        return {ids for _, ids in chain.from_iterable(self.scored)}
 
 
 def test_an_empty_frontier_ends_the_search(lm: fuse.CausalLM) -> None:

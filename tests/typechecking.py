@@ -1,5 +1,4 @@
-"""The checker behind the tests' import hook: whole numbers may stand for floats, as PEP 484 says.
-"""
+"""The checker behind the import hook: whole numbers may stand for floats, as PEP 484 says."""
 
 from beartype import BeartypeConf, beartype
 

@@ -91,7 +91,7 @@ class Run:
         searches = {name: job.search for name, job in jobs.items()}
         states: dict[str, SearchState] = {}
         path = folder.path / CHECKPOINT
-        if path.exists():
+        if checkpoint.names(path) & set(searches):
             self._rounds, states = checkpoint.read(path, searches)
         resumed: list[SearchState | None] = []
         traces = []

@@ -90,8 +90,7 @@ class RunFolder:
                 "begin anew in another folder"
             )
         lines = [json.dumps(_as_dict(step)) + "\n" for step in steps]
-        if lines or (self.path / TRACE).exists():
-            self.write(TRACE, "".join(lines).encode())
+        self.write(TRACE, "".join(lines).encode())
         return steps
 
     def result(self) -> Report | None:

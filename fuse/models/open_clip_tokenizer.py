@@ -34,6 +34,8 @@ def fast_tokenizer(tokenizer: Any) -> Any:
         own = inner.backend_tokenizer.normalizer
         steps = [*_cleaning(tokenizer), *([own] if own else [])]
         inner.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+        # Tokenizers may have a method of their own there, which a copy loses
+        inner.backend_tokenizer.decode = tokenizer.tokenizer.backend_tokenizer.decode
     return inner
 
 

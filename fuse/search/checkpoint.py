@@ -40,6 +40,17 @@ def to_bytes(states: Mapping[str, SearchState], rounds: int) -> bytes:
     return save(tensors, metadata)
 
 
+def names(path: Path) -> set[str]:
+    """Return the names of the searches in a checkpoint file; none where there is no such file."""
+    if not path.exists():
+        return set()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(json.loads((file.metadata() or {})["states"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
 def read(path: Path, searches: Mapping[str, Search]) -> tuple[int, dict[str, SearchState]]:
     """Return the rounds and the states of a checkpoint file for searches of the same names and
     options.
@@ -61,9 +72,11 @@ def read(path: Path, searches: Mapping[str, Search]) -> tuple[int, dict[str, Sea
             found[name] = _Decoder(searches[name], tensors).decode(tree)
         return int(metadata["rounds"]), found
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise FuseError(
-            f"{path}: cannot be resumed from ({error}); begin anew in another folder"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> FuseError:
+    return FuseError(f"{path}: cannot be resumed from ({error}); begin anew in another folder")
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
