@@ -665,3 +665,29 @@ def test_a_mixed_search_keeps_a_beam_of_precise_losses(
     result = search.result(state)
     assert result.loss == pytest.approx(exact.evaluate_text(result.prompt)[0], abs=1e-5)
     assert result.loss == pytest.approx(state.last.best_loss, abs=1e-5)
+
+
+def test_a_beam_that_does_not_fit_into_memory_is_read_in_parts(
+    lm: fuse.CausalLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    term = fuse.Term(lm, fuse.NLL())
+    beam, children = term.encode(BEAM), term.encode(CHILDREN)
+    wanted = engine(term).score(children)
+    ids = [row.ids for row in beam]
+    log_probs = engine(term).next_token_log_probs(ids)
+    original = lm.prefill
+
+    def narrow(inputs: Any, positions: Any) -> Any:
+        if len(inputs.ids) > 1:
+            raise torch.OutOfMemoryError
+        return original(inputs, positions)
+
+    monkeypatch.setattr(lm, "prefill", narrow)
+    tight = engine(term)
+    tight.prefill(beam)
+    torch.testing.assert_close(tight.next_token_log_probs(ids), log_probs, atol=1e-4, rtol=0)
+    tight.prefill(beam)
+    torch.testing.assert_close(tight.score(children), wanted, atol=2e-5, rtol=0)
+    tight.prefill(beam)
+    torch.testing.assert_close(tight.estimate(children), wanted, atol=2e-5, rtol=0)
+    assert "without a prefix cache" in caplog.text

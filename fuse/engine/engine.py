@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fuse.adapters import Gradient
-from fuse.engine.runner import Batch, ModelRunner
+from fuse.engine.runner import Batch, ModelRunner, is_out_of_memory
 from fuse.errors import FuseError
 from fuse.losses import Loss, VectorLoss
 from fuse.memo import Memo
@@ -250,7 +250,15 @@ class Engine:
                 "primary.prefix='': this model has no start token, "
                 "so that an empty text has no next one; give a prefix"
             )
-        prefixes, index = self.runner.predictions_after(rows)
+        try:
+            prefixes, index = self.runner.predictions_after(rows)
+        except (MemoryError, RuntimeError) as error:
+            if len(rows) == 1 or not is_out_of_memory(error):
+                raise
+            self.runner.clear()
+            half = len(rows) // 2
+            parts = [self.next_token_log_probs(part) for part in (rows[:half], rows[half:])]
+            return torch.cat(parts)
         assert prefixes.logits is not None
         return prefixes.logits.all_log_probs(torch.tensor(index, device=self.model.device)).float()
 

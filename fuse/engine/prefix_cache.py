@@ -36,7 +36,7 @@ class CacheMatch:
     @property
     def num_cached_tokens(self) -> int:
         """How many tokens they have in common."""
-        return max(0, self.end - max(0, self.stop - self.start))
+        return min(self.start, self.end) + max(0, self.end - max(self.stop, self.start))
 
 
 NO_MATCH = CacheMatch(0, 0, 0, 0, 0)

@@ -128,11 +128,10 @@ class ModelRunner:
         """
         if not self.packing or not len(self._beam) or not rows:
             return None
-        self._fill(self._beam, self._first)
-        prefixes = self._beam.prefixes
-        if prefixes is None or not prefixes.keys_values:
+        beam = self._beam
+        if not self._filled(beam):
             return None
-        reuse = Reuse(prefixes, self._beam.match_both_ends(rows))
+        reuse = Reuse(beam.prefixes, beam.match_both_ends(rows))
         return self._run(rows, reuse, function, approximate=True)
 
     def predictions_after(self, rows: Sequence[Ids]) -> tuple[CachedPrefixes, list[int]]:
@@ -232,11 +231,32 @@ class ModelRunner:
                 lengths = [match.num_cached_tokens for match in matches]
                 saved = sum(length for length in lengths if length >= MIN_REUSED_TOKENS)
                 # What the rows save has to outweigh what filling costs, unless that is done
-                if saved and (cache.prefixes is not None or saved >= self._fill_cost(cache)):
-                    self._fill(cache, self._first)
-                    if cache.prefixes is not None and cache.prefixes.keys_values:
-                        return Reuse(cache.prefixes, matches)
+                if not saved or (cache.prefixes is None and saved < self._fill_cost(cache)):
+                    continue
+                if self._filled(cache):
+                    assert cache.prefixes is not None
+                    return Reuse(cache.prefixes, matches)
+                if not self.prefix_cache:
+                    break
         return Reuse(None, [NO_MATCH] * len(rows))
+
+    def _filled(self, cache: PrefixCache) -> bool:
+        """Fill a cache, and say whether rows can go on from it.
+
+        Where memory does not suffice to fill it, the prefix cache is turned off.
+        """
+        try:
+            self._fill(cache, self._first)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning(
+                "out of memory with %d cached rows; going on without a prefix cache", len(cache)
+            )
+            self.prefix_cache = self.packing = False
+            self.clear()
+            return False
+        return cache.prefixes is not None and bool(cache.prefixes.keys_values)
 
     def _fill_cost(self, cache: PrefixCache) -> int:
         """Return how many tokens have to be read to fill a cache. Nothing is computed."""

@@ -111,7 +111,7 @@ class UniformCost(Strategy):
 
     @property
     def num_ranked(self) -> int:
-        return self.frontier_max_size
+        return self.frontier_max_size + 1
 
     def init(self, buffer_size: int = 0) -> Frontier:
         return Frontier()
