@@ -45,9 +45,9 @@ def minilm() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-OmegaConf.register_new_resolver("here", lambda path: str(HERE / path))
-OmegaConf.register_new_resolver("minilm", minilm)
-OmegaConf.register_new_resolver("new_folder", cache(claim))
+OmegaConf.register_new_resolver("here", lambda path: str(HERE / path), replace=True)
+OmegaConf.register_new_resolver("minilm", minilm, replace=True)
+OmegaConf.register_new_resolver("new_folder", cache(claim), replace=True)
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")
@@ -78,10 +78,10 @@ def resumed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         FuseError: the command line asks for something else.
     """
     saved = saved_config(folder)
-    if saved is None:
+    if saved is None or not set(config) <= set(saved):
         raise FuseError(f"resume={config['resume']}: holds no {CONFIG}; give the folder of a run")
     given = [override.partition("=")[0] for override in HydraConfig.get().overrides.task]
-    wrong = []
+    wrong = [name for name in given if "@" in name or name == "experiment"]
     for text in differences(saved, config):
         if any(is_part(text.partition("=")[0], name) for name in given):
             wrong.append(text)
@@ -96,7 +96,7 @@ def resumed(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def is_part(key: str, name: str) -> bool:
     """Whether an override of this name is about a key: itself, or the choice of its group."""
-    chosen = key.rpartition(".")[2] in ("name", "kind", "model_id")
+    chosen = key.rpartition(".")[2] in ("name", "kind", "model_id", "beam_width")
     return key == name or (chosen and key.startswith(f"{name}."))
 
 
@@ -106,9 +106,9 @@ def into_same_folder(arguments: list[str]) -> list[str]:
     Raises:
         FuseError: there is no such run.
     """
-    named = [
-        text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")
-    ]
+    plain = [text.lstrip("+") for text in arguments]
+    named = [text.partition("=")[2] for text in plain if text.startswith("resume=")]
+    named = [text.strip("'\"") for text in named]
     if not named or named[-1] == "null" or {"-m", "--multirun"} & set(arguments):
         return []
     folder = Path(named[-1]).expanduser()
@@ -146,11 +146,15 @@ def main() -> None:
             sys.argv += into_another_folder(error)
             job()
     except Interrupted as signal:
-        session.fail(f"{signal} before the search had begun; nothing is lost", signal.code)
+        session.fail(f"{signal} while no search was at work", signal.code)
+        session.say_how_to_resume()
     except (*hydra_errors.COMPLAINTS, FuseError, ValueError) as error:
-        if not isinstance(error, FuseError) and not hydra_errors.is_complaint(error):
+        if "configure handler" in str(error):
+            session.fail(f"the run's log cannot be written ({error.__context__})", 1)
+        elif not isinstance(error, FuseError) and not hydra_errors.is_complaint(error):
             raise
-        session.fail(hydra_errors.explain(error, sys.argv[1:]))
+        else:
+            session.fail(hydra_errors.explain(error, sys.argv[1:]))
     except OSError as error:
         session.fail(f"{error.filename}: {error.strerror}; choose another folder")
     sys.exit(session.exit_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -40,10 +40,25 @@ class Memo(Generic[K, V]):
         return self._entries[key]
 
     def __setitem__(self, key: K, value: V) -> None:
-        if key in self._entries:
-            self.num_bytes -= ENTRY_BYTES + self._size(key, self._entries[key])
-        self.num_bytes += ENTRY_BYTES + self._size(key, value)
-        self._entries[key] = value
+        self.update([(key, value)])
+
+    def update(self, entries: Iterable[tuple[K, V]]) -> None:
+        """Remember values; the older ones of the same keys go."""
+        for key, value in entries:
+            if key in self._entries:
+                self.num_bytes -= ENTRY_BYTES + self._size(key, self._entries[key])
+            self.num_bytes += ENTRY_BYTES + self._size(key, value)
+            self._entries[key] = value
+
+    def get_all(self, keys: Sequence[K]) -> list[V]:
+        """Return the values of keys that are remembered, and forget the oldest that do not fit.
+
+        Raises:
+            KeyError: one is not remembered.
+        """
+        found = [self._entries[key] for key in keys]
+        self.trim()
+        return found
 
     def clear(self) -> None:
         """Forget everything."""
@@ -56,11 +71,8 @@ class Memo(Generic[K, V]):
         Nothing is forgotten before the answer is complete, however many keys are asked for.
         """
         new = [key for key in dict.fromkeys(keys) if key not in self._entries]
-        for key, value in zip(new, make(new), strict=True):
-            self[key] = value
-        found = [self._entries[key] for key in keys]
-        self.trim()
-        return found
+        self.update(zip(new, make(new), strict=True))
+        return self.get_all(keys)
 
     def trim(self) -> None:
         """Forget the oldest entries until the others fit."""

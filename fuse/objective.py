@@ -172,7 +172,9 @@ class Objective:
         weights = torch.tensor([term.weight for term in self.terms.values()])
         return torch.where(losses.isfinite().all(1), losses.nan_to_num() @ weights, torch.inf)
 
-    def settle(self, losses: Float[Tensor, "n t"], prompts: Sequence[str], num_ranked: int) -> None:
+    def rescore_best(
+        self, losses: Float[Tensor, "n t"], prompts: Sequence[str], num_ranked: int
+    ) -> None:
         """Score the best candidates anew by the precise models, in place, until the best ones are
         such.
         """
@@ -390,7 +392,7 @@ class ObjectiveGroup:
                 losses[i][:, list(self.objectives[i].terms).index(name)] = values
         evaluations = []
         for i, objective in enumerate(self.objectives):
-            objective.settle(losses[i], prompts[i], num_ranked[i])
+            objective.rescore_best(losses[i], prompts[i], num_ranked[i])
             scored = dict(zip(new[i], map(tuple, losses[i].tolist()), strict=True))
             evaluations.append(_evaluation(objective, candidates[i], known[i], scored))
         return evaluations

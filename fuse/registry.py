@@ -15,34 +15,34 @@ from typing import Any
 class Registry(Mapping[str, Any]):
     """Classes by their names in the configuration; each is imported when it is asked for."""
 
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self._places = dict(places)
+    def __init__(self, locations: Mapping[str, str]) -> None:
+        self._locations = dict(locations)
 
     def __getitem__(self, name: str) -> Any:
-        module, _, kind = self._places[name].partition(":")
+        module, _, kind = self._locations[name].partition(":")
         return getattr(import_module(module), kind)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._locations
 
     def modules(self) -> dict[str, str]:
         """Return the module of each class, by the class's name."""
         found = {}
-        for place in self._places.values():
-            module, _, kind = place.partition(":")
+        for location in self._locations.values():
+            module, _, kind = location.partition(":")
             found[kind] = module
         return found
 
     def name_of(self, part: object) -> str:
         """Return the name of an object's class; that of the class itself where it has no other."""
-        for name, place in self._places.items():
-            if place == f"{type(part).__module__}:{type(part).__qualname__}":
+        for name, location in self._locations.items():
+            if location == f"{type(part).__module__}:{type(part).__qualname__}":
                 return name
         return type(part).__name__
 

@@ -307,5 +307,5 @@ def test_a_primary_that_cannot_guess_is_an_error(minilm: fuse.SentenceEncoder) -
     ("option", "value"), [("probe_share", 0.0), ("probe_share", 1.0), ("reduction", 0.5)]
 )
 def test_wrong_options_are_errors(draft: fuse.Term, option: str, value: float) -> None:
-    with pytest.raises(fuse.FuseError, match=f"scoring.{option}={value}"):
+    with pytest.raises(fuse.FuseError, match=f"^{option}={value}"):
         fuse.Probe(draft, **{option: value})

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import ClassVar
 
 import torch
@@ -129,7 +129,7 @@ class SemanticAdapter(LexicalAdapter):
         return cls(lexical, words, vectors)
 
     def tensors(self) -> dict[str, Tensor]:
-        tokens = torch.tensor([token for word in self.words for token in word], dtype=torch.int32)
+        tokens = torch.tensor(list(chain.from_iterable(self.words)), dtype=torch.int32)
         lengths = torch.tensor([len(word) for word in self.words], dtype=torch.int32)
         vectors = self.vectors.cpu().half()
         own = {"vectors": vectors, "word_tokens": tokens, "word_lengths": lengths}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from fuse.app.values import (
     truth,
     whole_number,
 )
-from fuse.errors import FuseError
 from fuse.guide import Guide
 from fuse.models import Captioner
 from fuse.objective import PRIMARY, Objective
@@ -75,13 +74,19 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
         secondaries[name] = term_of(entry, f"secondary.{name}", models)
     objective = Objective(primary, secondaries, _constraints(config["constraints"]))
     probe = _probe(config, models)
-    check_objective(objective, method, options["stop_at_label"], probe)
+    for one in (method, refine):
+        if one is not None:
+            check_objective(objective, one, options["stop_at_label"], probe)
     objective.check_length(method.prompt_length)
     init = _written(config, models)
     if init:
         objective.spell(init)
+    points: list[str] = []
+    for one in (method, refine):
+        points += getattr(one, "linearise", ())
+    points = list(dict.fromkeys(points)) or ["current"]
     for name, term in objective.secondaries.items():
-        term.adapter = _adapter(config, name, term, objective, method, progress)
+        term.adapter = _adapter(config, name, term, objective, points, progress)
     if config["init"] == "random":
         length = method.prompt_length or RANDOM_LENGTH
         row = random_prompt(Guide(objective), length, generator)
@@ -119,7 +124,7 @@ def _adapter(
     name: str,
     term: Term,
     objective: Objective,
-    method: Method,
+    points: Sequence[str],
     progress: Progress,
 ) -> Adapter:
     """Return the adapter of a secondary, fitted or found on disk, with a warning if it is of little
@@ -146,7 +151,7 @@ def _adapter(
         progress=progress,
         shared=shared,
         measure=partial(_measured, term),
-        points=list(getattr(method, "linearise", ("current",))),
+        points=points,
         description={"primary": primary, "secondary": secondary, "about": str(corpus or "")},
     )
     _warn_of_chance(adapter, kind_name, name)
@@ -187,10 +192,7 @@ def _refine(config: Config) -> Method:
     """Return the method that goes on from the first one's best prompt, so that it needs no length
     of its own.
     """
-    try:
-        return options_of(METHODS, {**config, "prompt_length": None}, "refine")
-    except FuseError as error:
-        raise FuseError(str(error).replace("method.", "refine.", 1)) from error
+    return options_of(METHODS, {**config, "prompt_length": None}, "refine")
 
 
 def _strategy(config: Config, method: Method) -> Strategy:
@@ -199,7 +201,8 @@ def _strategy(config: Config, method: Method) -> Strategy:
         return options_of(STRATEGIES, config, "strategy")
     if config["beam_width"] is None:
         return Beam(method.beam_width)
-    return Beam(whole_number(config["beam_width"], "strategy.beam_width"))
+    with naming("strategy"):
+        return Beam(whole_number(config["beam_width"], "beam_width"))
 
 
 def _probe(config: Config, models: Models) -> Probe | None:

@@ -6,9 +6,11 @@ Nothing else prints.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from errno import EPIPE
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -26,8 +28,34 @@ EARLY = {
 }
 """What is said of searches that end before their steps are made."""
 
-errors = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+
+class _Lenient:
+    """Standard error, whose own failure cannot be reported and costs nothing."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+errors = Console(file=cast(IO[str], _Lenient()), highlight=False)
+
+
+class _Output(Console):
+    """Standard output; a closed pipe is an error like others, and does not end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(EPIPE, "broken pipe")
+
+
+output = _Output(highlight=False)
 
 
 def set_up() -> None:

@@ -1,4 +1,4 @@
-"""Hydra's complaints about a command line, told in one line with what to do."""
+"""Hydra's complaints about a command line, put into one line with what to do."""
 
 from __future__ import annotations
 
@@ -73,6 +73,11 @@ def _quoted(key: str, value: str) -> str:
     """Return an argument that a POSIX shell and Hydra both read as this text."""
     argument = f"{key}={as_value(value)}"
     return "'" + argument.replace("'", "'\\''") + "'"
+
+
+def as_argument(key: str, text: str) -> str:
+    """Return an argument that a shell and Hydra read as this text, quoted where that is needed."""
+    return f"{key}={text}" if re.fullmatch(r"[\w./+-]+", text) else _quoted(key, text)
 
 
 def as_value(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -18,6 +19,16 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(NAMES.get(signal.Signals(number), "stopped"))
         self.code = 128 + number
+
+
+def _without_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """End the process in one line on a signal that comes before there is anything to catch it."""
+    if not isinstance(error, Interrupted):
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write(f"error: {error} before anything was done\n")
+    sys.stderr.flush()
+    os._exit(error.code)
 
 
 class StopRequest:
@@ -40,6 +51,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in NAMES:
                 self._former[number] = signal.signal(number, self._handle)
+            sys.excepthook = _without_traceback
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 STEPS_BETWEEN = 10
 """Steps between checkpoints where the config gives seconds."""
+WRITE_SHARE = 20
+"""For how many times as long as writing a checkpoint takes none is written after it."""
 
 
 @dataclass(frozen=True)
@@ -73,26 +76,32 @@ class Run:
     """Searches side by side, by name, with one checkpoint for all.
 
     Args:
-        jobs: the searches and their folders.
-        folder: where the checkpoint is.
+        jobs: the searches and their folders; the checkpoint of all is in the first one's.
         every: how often it is written; None for never.
     """
 
-    def __init__(
-        self, jobs: Mapping[str, Job], folder: RunFolder, every: CheckpointEvery | None
-    ) -> None:
+    def __init__(self, jobs: Mapping[str, Job], every: CheckpointEvery | None) -> None:
         self.jobs = dict(jobs)
-        self._folder = folder
+        self._folder = folder = next(iter(jobs.values())).folder
         self._every = every
         self._rounds = 0
-        self._pending: bytes | None = None
-        """A checkpoint that was not yet due."""
-        self._written = 0.0
+        self._pending: dict[str, SearchState] = {}
+        """The states of a checkpoint that is not yet written."""
+        self._pending_rounds = 0
+        self._written = -math.inf
+        """When a checkpoint was last written, by `time.monotonic`."""
+        self._write_seconds = 0.0
+        """How long that took."""
         searches = {name: job.search for name, job in jobs.items()}
         states: dict[str, SearchState] = {}
         path = folder.path / CHECKPOINT
         if checkpoint.names(path) & set(searches):
             self._rounds, states = checkpoint.read(path, searches)
+        elif any(job.folder.num_steps for job in self.jobs.values()):
+            raise FuseError(
+                f"{folder.path}: holds no checkpoint, so that its run cannot go on; "
+                "choose another folder"
+            )
         resumed: list[SearchState | None] = []
         traces = []
         for name, job in self.jobs.items():
@@ -105,7 +114,7 @@ class Run:
         """Search until all have ended, or a stop is asked for; then write the results.
 
         Returns:
-            The result of each search, or the error that it ended with.
+            The result of each search that has found something, or the error that it ended with.
         """
         self._checkpoint()
         self._report_running()
@@ -116,8 +125,7 @@ class Run:
             self._append(before)
             self._checkpoint()
             self._report_running()
-        if self._pending is not None:
-            self._folder.write(CHECKPOINT, self._pending)
+        self._write_checkpoint()
         return self._finish()
 
     def _lanes(self) -> list[tuple[Job, Lane]]:
@@ -134,15 +142,28 @@ class Run:
         if self._every is None or self._rounds % self._every.steps:
             return
         self.searches.clear()
-        states = {}
+        self._pending, self._pending_rounds = {}, self._rounds
         for name, lane in zip(self.jobs, self.searches.lanes, strict=True):
             if lane.state is not None and lane.error is None:
-                states[name] = lane.state
-        self._pending = checkpoint.to_bytes(states, self._rounds)
-        now = time.monotonic()
-        if not self._written or now - self._written >= self._every.seconds:
-            self._folder.write(CHECKPOINT, self._pending)
-            self._pending, self._written = None, now
+                self._pending[name] = lane.state
+        wait = max(self._every.seconds, WRITE_SHARE * self._write_seconds)
+        if time.monotonic() - self._written >= wait:
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        """Write the states that are not yet written."""
+        if not self._pending or any(job.folder.behind for job in self.jobs.values()):
+            return
+        began = time.monotonic()
+        try:
+            content = checkpoint.to_bytes(self._pending, self._pending_rounds)
+        except FuseError as error:  # a state of somebody's own; the search goes on
+            self._folder.problem(CHECKPOINT, str(error))
+            self._every = None
+        else:
+            self._folder.write(CHECKPOINT, content)
+        self._pending, self._written = {}, time.monotonic()
+        self._write_seconds = self._written - began
 
     def _report_running(self) -> None:
         """Write what each search has found so far."""
@@ -153,14 +174,20 @@ class Run:
 
     def _finish(self) -> dict[str, Result | Exception]:
         """Write the final results."""
-        ended = [lane.state is not None and bool(lane.state.ended) for lane in self.searches.lanes]
-        found = dict(zip(self.jobs, self.searches.results(), strict=True))
-        for (name, job), is_over in zip(self.jobs.items(), ended, strict=True):
-            result = found[name]
+        found: dict[str, Result | Exception] = {}
+        results = self.searches.results()
+        for name, lane, result in zip(self.jobs, self.searches.lanes, results, strict=True):
+            job, over = self.jobs[name], lane.state is not None and bool(lane.state.ended)
             if isinstance(result, Result):
-                status = "done" if is_over else "interrupted"
-                job.folder.write_json(RESULT, report(result, job, status))
+                found[name] = result
+                job.folder.write_json(
+                    RESULT, report(result, job, "done" if over else "interrupted")
+                )
+            elif lane.state is not None and lane.state.best is None and not over:
+                nothing = {"status": "interrupted", "prompt": "", "steps": 0, **job.facts}
+                job.folder.write_json(RESULT, nothing)
             else:
+                found[name] = result
                 self._report_failure(job, result)
         return found
 

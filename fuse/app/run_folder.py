@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fuse.errors import FuseError
 
@@ -27,6 +27,7 @@ CONFIG, RESULT, TRACE, CHECKPOINT = (
     "trace.jsonl",
     "checkpoint.safetensors",
 )
+LOCK = ".lock"
 
 Report = dict[str, Any]
 """The content of `result.json`."""
@@ -44,6 +45,8 @@ class RunFolder:
         self.path = path
         self._problems = problems
         self._failed: set[str] = set()
+        self._waiting = b""
+        """Lines of the trace that are not yet written."""
 
     def write(self, name: str, content: bytes) -> bool:
         """Write a file whole, or leave the older one as it is; say whether that was possible."""
@@ -64,18 +67,30 @@ class RunFolder:
         return self.write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def append(self, step: Step) -> None:
-        """Add one line to the trace; where that fails, the lines before it stay whole."""
-        if TRACE in self._failed:
-            return
+        """Add one line to the trace; where that fails, it waits for the next one."""
+        self._waiting += (json.dumps(_as_dict(step)) + "\n").encode()
         path = self.path / TRACE
-        size = path.stat().st_size if path.exists() else 0
+        size = 0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with path.open("ab", buffering=0) as file:
-                file.write((json.dumps(_as_dict(step)) + "\n").encode())
+            size = path.stat().st_size if path.exists() else 0
+            with path.open("ab") as file:
+                file.write(self._waiting)
         except OSError as error:
             self._remember(TRACE, error)
             _truncate(path, size)
+        else:
+            self._waiting = b""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the trace lacks lines that could not be written."""
+        return bool(self._waiting)
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the trace holds."""
+        return len(self._steps())
 
     def cut_trace(self, num_steps: int) -> list[Step]:
         """Keep the first steps of the trace, and return them.
@@ -97,11 +112,10 @@ class RunFolder:
         """Return the content of `result.json`; None where there is none."""
         return _read_json(self.path / RESULT)
 
-    @property
-    def done(self) -> bool:
-        """Whether the run was finished."""
-        result = self.result()
-        return result is not None and result.get("status") == "done"
+    def done(self, limits: Mapping[str, Any]) -> bool:
+        """Whether the run was finished, with these limits."""
+        result = self.result() or {}
+        return result.get("status") == "done" and result.get("limits") == limits
 
     def _steps(self) -> list[Step]:
         """Return the whole lines of the trace."""
@@ -109,20 +123,66 @@ class RunFolder:
 
         path = self.path / TRACE
         found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
             try:
                 fields = json.loads(line)
-            except ValueError:
+                found.append(Step(**{**fields, "free_ids": tuple(fields["free_ids"])}))
+            except (ValueError, TypeError, KeyError):
                 break
-            found.append(Step(**{**fields, "free_ids": tuple(fields["free_ids"])}))
         return found
 
-    def _remember(self, name: str, error: OSError) -> None:
+    def problem(self, name: str, reason: str) -> None:
         """Note once that a file cannot be written."""
         if name not in self._failed:
             self._failed.add(name)
-            reason = error.strerror or type(error).__name__
             self._problems.append(f"{self.path / name}: could not be written ({reason})")
+
+    def _remember(self, name: str, error: OSError) -> None:
+        """Note an error of the file system."""
+        self.problem(name, error.strerror or type(error).__name__)
+
+
+def lock(folder: Path) -> IO[bytes] | None:
+    """Keep other processes out of a folder for as long as the file returned is open.
+
+    None where the file system has no such locks, or the folder cannot be written.
+
+    Raises:
+        FuseError: another process is at work there.
+    """
+    try:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("wb")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FuseError(f"{folder}: another process is at work there; wait for its end") from None
+    except (ImportError, OSError):
+        return None
+    return file
+
+
+def check_not_passed(folder: RunFolder, limits: Mapping[str, Any]) -> None:
+    """Raise FuseError where a run has gone beyond limits that it is to go on with."""
+    result = folder.result() or {}
+    for name, key in (
+        ("steps", "steps"),
+        ("max_evaluations", "evaluations"),
+        ("time_limit", "seconds"),
+    ):
+        done = result.get(key)
+        known = result.get("limits", {}).get(name) == limits[name]
+        if limits[name] is not None and not known and done is not None and done > limits[name]:
+            raise FuseError(
+                f"{name}={limits[name]}: the run in {folder.path} has reached {done:g} already; "
+                "give more, or another folder"
+            )
+
+
+def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ends a run."""
+    return {name: config[name] for name in LIMITS}
 
 
 def claim(path: str) -> str:
@@ -167,7 +227,7 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> bool:
     """
     saved = saved_config(folder)
     if saved is None:
-        if (folder / RESULT).exists():
+        if any((folder / name).exists() for name in (RESULT, TRACE, CHECKPOINT)):
             raise FuseError(f"{folder}: holds another run's result; choose another folder")
         return False
     found = differences(saved, config)

@@ -9,11 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from fuse.app import console
+from fuse.app import console, hydra_errors
 from fuse.app.interrupt import StopRequest
-from fuse.app.run_folder import CONFIG, LIMITS, RunFolder, check_same_run, saved_config
+from fuse.app.run_folder import (
+    CONFIG,
+    RunFolder,
+    check_not_passed,
+    check_same_run,
+    limits_of,
+    lock,
+)
 from fuse.app.values import whole_number
 from fuse.errors import FuseError
 
@@ -43,6 +50,9 @@ class Session:
         """Whether a run was entered, so that its folder is there."""
         self.problems: list[str] = []
         """What could not be written."""
+        self.resumable: Path | None = None
+        """The folder of a run that can be resumed."""
+        self._lock: IO[bytes] | None = None
         self._codes: list[int] = []
         self._models: Any = {}
 
@@ -78,47 +88,54 @@ class Session:
         CheckpointEvery.parse(config["checkpoint_every"])
         size = whole_number(config["batch_images"], "batch_images", at_least=1)
         groups = _groups(config, size)
-        again = check_same_run(folder, config)
-        former = saved_config(folder) if again else None
-        finished = former is not None and all(former.get(n) == config[n] for n in LIMITS)
-        run_folder = RunFolder(folder, self.problems)
-        run_folder.write_json(CONFIG, config)
+        check_same_run(folder, config)
+        self._lock = lock(folder)
         for configs in groups:
-            todo = {}
-            for name, own in configs.items():
-                saved = RunFolder(folder / name, []) if finished else None
-                if saved is not None and saved.done:
-                    self._show(console.show_former, name, saved.result())
-                else:
-                    todo[name] = own
-            if todo and not self.stop.signal:
-                self._find_together(todo, run_folder)
+            former = {name: RunFolder(folder / name, []) for name in configs}
+            for one in former.values():
+                check_not_passed(one, limits_of(config))
+            if all(one.done(limits_of(config)) for one in former.values()):
+                for name, one in former.items():
+                    self._show(console.show_former, name, one.result())
+            elif not self.stop.signal:
+                self._find_together(configs, folder, config)
+        if self.stop.signal:
+            self.say_how_to_resume()
 
-    def _find_together(self, configs: Mapping[str, Config], folder: RunFolder) -> None:
+    def say_how_to_resume(self) -> None:
+        """Show one line about how to go on, if there is a run to go on with."""
+        if self.resumable is not None:
+            value = hydra_errors.as_argument("resume", str(self.resumable))
+            console.note(f"stopped; go on with: python find_prompt.py {value}")
+
+    def _find_together(self, configs: Mapping[str, Config], folder: Path, whole: Config) -> None:
         """Search side by side, each search with its own folder, and show what is found."""
         from fuse.app.run import CheckpointEvery, Run
 
         console.quiet_libraries()
         jobs = {}
         for name, config in configs.items():
-            own = RunFolder(folder.path / name, self.problems) if name else folder
+            own = RunFolder(folder / name, self.problems)
             try:
                 jobs[name] = self._job(config, own)
             except FuseError as error:  # one bad picture does not cost the others' results
                 self.fail(str(error))
         if not jobs:
             return
-        every = CheckpointEvery.parse(next(iter(configs.values()))["checkpoint_every"])
+        # Only now, when the options have been of use
+        RunFolder(folder, self.problems).write_json(CONFIG, whole)
+        every = CheckpointEvery.parse(whole["checkpoint_every"])
+        self.resumable = folder if every is not None else None
         with console.search_bars({n: job.search.most_steps for n, job in jobs.items()}) as bars:
             for name, job in jobs.items():
                 jobs[name] = replace(job, search=replace(job.search, on_step=bars[name]))
             self.stop.searching = True
-            found = Run(jobs, folder, every).go(self.stop)
+            try:
+                found = Run(jobs, every).go(self.stop)
+            finally:
+                self.stop.searching = False
         for name, result in found.items():
-            self._report(name, jobs[name], result, folder)
-        self.stop.searching = False
-        if self.stop.signal:
-            console.note(f"stopped; go on with: python find_prompt.py resume={folder.path}")
+            self._report(name, result, folder)
 
     def _job(self, config: Config, folder: RunFolder) -> Job:
         """Build the search of one picture."""
@@ -132,15 +149,16 @@ class Session:
             "seed": config["seed"],
             "image": config["image"],
             "method": config["method"]["name"],
+            "limits": limits_of(config),
         }
         return Job(search, folder, facts)
 
-    def _report(self, name: str, job: Job, result: Result | Exception, folder: RunFolder) -> None:
+    def _report(self, name: str, result: Result | Exception, folder: Path) -> None:
         """Show a result, or the error that a search ended with."""
         if isinstance(result, FuseError):
             self.fail(f"{name}: {result}" if name else str(result))
         elif isinstance(result, Exception):
-            self.crash(result, folder.path)
+            self.crash(result, folder)
         else:
             if name:
                 self._show(console.announce, name)
@@ -153,8 +171,11 @@ class Session:
                 raise OSError(None, "closed")
             function(*arguments)
             sys.stdout.flush()
-        except OSError as error:
-            self.problems.append(f"standard output: could not be written ({error.strerror})")
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            self.problems.append(f"standard output: could not be written ({reason})")
+            if isinstance(error, UnicodeError):
+                return
             # What is still in its buffer would be tried once more at the end
             _quietly(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 1))
 
@@ -193,7 +214,7 @@ def _with_image(config: Any, folder: str, image: str) -> Any:
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function whose failure nobody can be told of."""
+    """Call a function whose failure cannot be reported."""
     try:
         function(*arguments)
     except OSError:

@@ -36,7 +36,8 @@ def options_of(kinds: Mapping[str, Callable[..., T]], config: Config, key: str) 
         if value is not None:
             check = checks.get(str(types[name]), _as_is)
             checked[name] = check(value, f"{key}.{name}")
-    return kind(**checked)
+    with naming(key):
+        return kind(**checked)
 
 
 def pick(known: Mapping[str, T], name: Any, key: str) -> T:

@@ -91,6 +91,10 @@ class Engine:
         self.runner.clear()
         self._losses.clear()
 
+    def forget_losses(self) -> None:
+        """Forget the losses of earlier steps."""
+        self._losses.clear()
+
     def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """Return the loss of every row, on the CPU in float32.
 
@@ -101,19 +105,18 @@ class Engine:
 
     def unknown(self, rows: Sequence[Encoded]) -> list[Encoded]:
         """Return the different rows whose losses are not remembered."""
-        found = {_key(row): row for row in rows if _key(row) not in self._losses}
-        return list(found.values())
+        by_key = {(row.ids, row.free, row.label): row for row in rows}
+        return [row for key, row in by_key.items() if key not in self._losses]
 
     def remember(self, rows: Sequence[Encoded], losses: Sequence[float]) -> None:
         """Keep losses that were asked for."""
-        for row, loss in zip(rows, losses, strict=True):
-            self._losses[_key(row)] = loss
+        keys = [(row.ids, row.free, row.label) for row in rows]
+        self._losses.update(zip(keys, losses, strict=True))
 
     def recall(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """Return losses that are remembered."""
-        found = torch.tensor([self._losses[_key(row)] for row in rows])
-        self._losses.trim()
-        return found
+        keys = [(row.ids, row.free, row.label) for row in rows]
+        return torch.tensor(self._losses.get_all(keys))
 
     @torch.no_grad()
     def estimate(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
@@ -277,8 +280,8 @@ class EngineGroup:
     def prefill(self, rows: Sequence[Sequence[Encoded]]) -> None:
         """Do `Engine.prefill` for each engine, with rows of its own; the cache serves all."""
         for engine in self.engines:
-            engine._losses.clear()
-        self.runner.prefill([row for own in rows for row in own])
+            engine.forget_losses()
+        self.runner.prefill(list(chain.from_iterable(rows)))
 
     @torch.no_grad()
     def score(self, rows: Sequence[Sequence[Encoded]]) -> list[Float[Tensor, " n"]]:
@@ -309,8 +312,3 @@ class EngineGroup:
             assert isinstance(loss, VectorLoss)
             found[own] = loss.at(vectors[own])
         return (found,)
-
-
-def _key(row: Encoded) -> Key:
-    """Return whatever a row's loss depends on."""
-    return row.ids, row.free, row.label

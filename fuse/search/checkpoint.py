@@ -13,7 +13,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -65,11 +64,12 @@ def read(path: Path, searches: Mapping[str, Search]) -> tuple[int, dict[str, Sea
                 raise ValueError("it was written by another version")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         trees = json.loads(metadata["states"])
-        if not set(trees) <= set(searches):
+        if not set(trees) & set(searches):
             raise ValueError(f"it holds the searches {', '.join(sorted(trees))}")
         found = {}
-        for name, tree in trees.items():
-            found[name] = _Decoder(searches[name], tensors).decode(tree)
+        for name in trees:
+            if name in searches:
+                found[name] = _Decoder(searches[name], tensors).decode(trees[name])
         return int(metadata["rounds"]), found
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _unreadable(path, error) from error
@@ -86,7 +86,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"tensor": name}
+        return {"tensor": name, "device": value.device.type}
     if isinstance(value, ScoredLog):
         return {"scored": _encode(value.tensors(), tensors)}
     if is_dataclass(value) and not isinstance(value, type):
@@ -94,7 +94,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"class": _class_name(type(value)), "fields": own}
     for kind, name in ((tuple, "tuple"), (list, "list"), (frozenset, "frozenset"), (set, "set")):
         if type(value) is kind:
-            items = sorted(value) if kind in (set, frozenset) else value
+            items = sorted(value, key=repr) if kind in (set, frozenset) else value
             return {name: [_encode(item, tensors) for item in items]}
     if isinstance(value, Mapping):
         items = [(_encode(k, tensors), _encode(v, tensors)) for k, v in value.items()]
@@ -123,10 +123,10 @@ class _Decoder:
         if "class" in tree:
             own = {name: self.decode(value) for name, value in tree["fields"].items()}
             return self._classes[tree["class"]](**own)
+        if "tensor" in tree:
+            tensor = self._tensors[tree["tensor"]]
+            return tensor if tree["device"] == "cpu" else tensor.to(self._device)
         ((name, content),) = tree.items()
-        if name == "tensor":
-            tensor = self._tensors[content]
-            return tensor.to(self._device) if tensor.is_floating_point() else tensor
         if name == "scored":
             return ScoredLog.from_tensors({k: v.cpu() for k, v in self.decode(content).items()})
         if name == "dict":
@@ -152,12 +152,3 @@ def _classes_beside(parts: Sequence[object]) -> dict[str, type]:
             if isinstance(kind, type) and is_dataclass(kind):
                 found[_class_name(kind)] = kind
     return found
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two states are equal, tensors bit for bit."""
-    first: dict[str, Tensor] = {}
-    second: dict[str, Tensor] = {}
-    if _encode(a, first) != _encode(b, second):
-        return False
-    return all(torch.equal(first[name], second[name]) for name in first)

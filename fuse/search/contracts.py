@@ -48,7 +48,7 @@ def check_search(search: Search) -> Result:
         _comparable(resumed) == _comparable(trace),
         "the same seed, or a resume, gives another trace",
     )
-    _require(checkpoint.same(_timeless(end), _timeless(state)), "a resumed search ends otherwise")
+    _require(_bytes(_timeless(end)) == _bytes(_timeless(state)), "a resumed search ends otherwise")
     _require(bool(state.ended), "the search ended without a reason")
     _check_trace(search.objective, trace)
     result = search.result(state, trace)
@@ -58,16 +58,15 @@ def check_search(search: Search) -> Result:
 
 def _run(search: Search, between: Between) -> tuple[list[Step], SearchState]:
     """Run a search whose caches are emptied after each step: it depends on its state alone."""
-    search.objective.clear()
+    search.clear()
     state = search.start()
     trace: list[Step] = []
     while not state.ended:
-        search.objective.clear()
+        search.clear()
         state = between(state)
-        search.objective.prefill(state.beam)
-        before = replace(state)
+        before = _bytes(state)
         candidates = search.propose(state)
-        _require(checkpoint.same(before, state), "proposing changes the state")
+        _require(_bytes(state) == before, "proposing changes the state")
         evaluated = search.evaluate(state, candidates)
         after = search.accept(state, evaluated)
         if after.step > state.step and after.last is not None:
@@ -76,11 +75,16 @@ def _run(search: Search, between: Between) -> tuple[list[Step], SearchState]:
     return trace, state
 
 
+def _bytes(state: SearchState) -> bytes:
+    """Return all that is in a state."""
+    return checkpoint.to_bytes({"": state}, 0)
+
+
 def _through_a_file(search: Search, state: SearchState) -> SearchState:
     """Write a state to a file, and read it again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.safetensors"
-        path.write_bytes(checkpoint.to_bytes({"": state}, 0))
+        path.write_bytes(_bytes(state))
         return checkpoint.read(path, {"": search})[1][""]
 
 

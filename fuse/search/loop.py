@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -118,9 +119,9 @@ class SideBySide:
         traces: Sequence[Sequence[Step]] = (),
     ) -> None:
         self.lanes = [Lane(one) for one in searches]
-        for lane, state in zip(self.lanes, states, strict=False):
+        for lane, state in zip(self.lanes, states or [None] * len(self.lanes), strict=True):
             lane.state = state
-        for lane, trace in zip(self.lanes, traces, strict=False):
+        for lane, trace in zip(self.lanes, traces or [()] * len(self.lanes), strict=True):
             lane.trace += trace
         for lane in self.lanes:
             if lane.state is None:
@@ -133,11 +134,10 @@ class SideBySide:
 
     def step(self) -> None:
         """Make one step of every search that goes on."""
-        lanes = self.active
-        self._prefill(lanes)
+        self._prefill(self.active)
         proposed = []
-        for lane in lanes:
-            candidates = lane.attempt(lane.search.propose, lane.state)
+        for lane in self.active:
+            candidates = lane.attempt(partial(lane.search.propose, prefill=False), lane.state)
             if candidates is not None:
                 proposed.append((lane, candidates))
         for lane, evaluated in self._evaluate(proposed):
@@ -148,7 +148,7 @@ class SideBySide:
     def clear(self) -> None:
         """Forget what was computed of any text: the next steps depend on the states alone."""
         for lane in self.lanes:
-            lane.search.objective.clear()
+            lane.search.clear()
 
     def results(self) -> list[Result | Exception]:
         """Return what each search has found so far, or the error that it ended with."""
@@ -163,7 +163,11 @@ class SideBySide:
     def _prefill(self, lanes: Sequence[Lane]) -> None:
         """Read the beams together."""
         beams = [lane.state.beam for lane in lanes if lane.state is not None]
-        ObjectiveGroup([lane.search.objective for lane in lanes]).prefill(beams)
+        try:
+            ObjectiveGroup([lane.search.objective for lane in lanes]).prefill(beams)
+        except Exception:
+            for lane, beam in zip(lanes, beams, strict=True):
+                lane.attempt(lane.search.objective.prefill, beam)
 
     def _evaluate(
         self, proposed: Sequence[tuple[Lane, Candidates]]
@@ -181,16 +185,17 @@ class SideBySide:
             for (lane, _), state in zip(proposed, states, strict=True)
         ]
         try:
-            found = group.evaluate(candidates, [state.scored for state in states], ranked)
+            known = [
+                state.scored.known(own.ids) for state, own in zip(states, candidates, strict=True)
+            ]
+            found = group.evaluate(candidates, known, ranked)
             return list(zip([lane for lane, _ in proposed], found, strict=True))
         except Exception:
-            if len(proposed) == 1:
-                lane, own = proposed[0]
+            alone = []
+            for lane, own in proposed:
                 evaluated = lane.attempt(lane.search.evaluate, lane.state, own)
-                return [] if evaluated is None else [(lane, evaluated)]
-            alone: list[tuple[Lane, Evaluation]] = []
-            for one in proposed:
-                alone += self._evaluate([one])
+                if evaluated is not None:
+                    alone.append((lane, evaluated))
             return alone
 
     def _advance(self, lane: Lane, state: SearchState) -> None:

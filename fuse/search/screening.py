@@ -42,11 +42,9 @@ class Probe:
 
     def __post_init__(self) -> None:
         if not 0 < self.probe_share < 1:
-            raise FuseError(
-                f"scoring.probe_share={self.probe_share}: expected a number between 0 and 1"
-            )
+            raise FuseError(f"probe_share={self.probe_share}: expected a number between 0 and 1")
         if not self.reduction >= 1:
-            raise FuseError(f"scoring.reduction={self.reduction}: expected 1 or more")
+            raise FuseError(f"reduction={self.reduction}: expected 1 or more")
 
     def choose(
         self,

@@ -6,10 +6,11 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
@@ -87,14 +88,15 @@ class Search:
     on_step: Callable[[Step], None] | None = None
     time_limit: float | None = None
     max_evaluations: int | None = None
+    first_rng: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    """The generator's state when the search was made: the same search run twice is the same."""
 
     def __post_init__(self) -> None:
         for stage in self.stages:
             check_combination(stage.method, stage.strategy)
             check_objective(self.objective, stage.method, self.stop_at_label, self.probe)
-        # Kept as it is now, so that the same search run twice gives the same result
         rng = torch.Generator().manual_seed(0) if self.generator is None else self.generator
-        object.__setattr__(self, "_first_rng", rng.get_state())
+        object.__setattr__(self, "first_rng", rng.get_state())
 
     @property
     def first_strategy(self) -> Strategy:
@@ -130,25 +132,38 @@ class Search:
             FuseError: a starting text or a length that some model cannot take.
         """
         start = self.objective.spell(self.init) if self.init else ()
-        first = SearchState(rng=getattr(self, "_first_rng"))  # noqa: B009
-        return self._begin_stage(first, 0, start)
+        assert self.first_rng is not None
+        return self._begin_stage(SearchState(rng=self.first_rng), 0, start)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def propose(self, state: SearchState) -> Candidates:
+    def propose(self, state: SearchState, *, prefill: bool = True) -> Candidates:
         """Return what to try next. Neither the search nor the state is changed.
 
-        `Candidates.over` says that the method has nothing more to propose.
+        Args:
+            prefill: whether the step begins by reading the beam; False where that was done before,
+                for several searches together.
+
+        Returns:
+            Candidates, with `over` where the method has nothing more to propose.
         """
         began = time.perf_counter()
+        if prefill:
+            self.objective.prefill(state.beam)
         stage, rng = self.stages[state.stage], self._rng(state)
         candidates = stage.method.propose(state.method, state.beam, self.guide, rng)
         if candidates is None:
             candidates = Candidates(over=True)
-        elif self.probe is not None:
+        candidates = replace(candidates, ids=[tuple(row) for row in candidates.ids])
+        if self.probe is not None and not candidates.over:
             width = stage.strategy.width
             candidates = self.probe.choose(
-                self.objective, state.beam, candidates, rng, width, state.scored
+                self.objective,
+                state.beam,
+                candidates,
+                rng,
+                width,
+                state.scored.known(candidates.ids),
             )
         return replace(candidates, rng=rng.get_state(), began=began)
 
@@ -157,7 +172,8 @@ class Search:
         again.
         """
         num_ranked = self.stages[state.stage].strategy.num_ranked
-        return self.objective.evaluate(candidates, state.scored, num_ranked)
+        known = state.scored.known(candidates.ids)
+        return self.objective.evaluate(candidates, known, num_ranked)
 
     def accept(self, state: SearchState, evaluated: Evaluation) -> SearchState:
         """Return the state after a step whose candidates were evaluated."""
@@ -183,7 +199,7 @@ class Search:
         )
         if entries:
             state = self._recorded(state, stage.method, min(entries))
-        return self._settled(state)
+        return self._limited(state)
 
     def result(
         self, state: SearchState, trace: Sequence[Step] = (), *, rescore: bool = True
@@ -227,7 +243,15 @@ class Search:
 
     def reopened(self, state: SearchState) -> SearchState:
         """Return a state that goes on where one of the limits was reached that is higher now."""
-        return self._settled(replace(state, ended="")) if state.ended in LIMITS else state
+        if state.ended and state.ended not in LIMITS:
+            return state
+        return self._limited(replace(state, ended=""))
+
+    def clear(self) -> None:
+        """Forget what was computed of any text, so that what follows depends on a state alone."""
+        self.objective.clear()
+        if self.probe is not None and self.probe.draft is not None:
+            self.probe.draft.clear()
 
     def run(self) -> Result:
         """Search until it ends.
@@ -238,7 +262,6 @@ class Search:
         state = self.start()
         trace: list[Step] = []
         while not state.ended:
-            self.objective.prefill(state.beam)
             candidates = self.propose(state)
             evaluated = self.evaluate(state, candidates)
             after = self.accept(state, evaluated)
@@ -294,7 +317,7 @@ class Search:
             trouble="" if entries or not any(beam) else _trouble(evaluated),
             seconds=state.seconds + time.perf_counter() - began,
         )
-        return self._settled(state)
+        return self._limited(state)
 
     def _next_stage(self, state: SearchState, reason: str) -> SearchState:
         """Return the state at the beginning of the next method, or the end of the search."""
@@ -304,7 +327,7 @@ class Search:
         start = state.best.ids if state.best else state.beam[0] if state.beam else ()
         return self._begin_stage(state, state.stage + 1, start)
 
-    def _settled(self, state: SearchState) -> SearchState:
+    def _limited(self, state: SearchState) -> SearchState:
         """Return the state, ended or in the next stage where a limit is reached."""
         goal = "" if state.best is None else self._goal(state.best)
         if goal:
@@ -318,6 +341,8 @@ class Search:
         for reason, reached in limits.items():
             if reached:
                 return replace(state, ended=reason)
+        if state.proposed >= self.most_steps:
+            return replace(state, found=self._found(state), ended="steps")
         if state.stage_proposed >= self._own_steps(state):
             return self._next_stage(state, "steps")
         return state
@@ -339,11 +364,11 @@ class Search:
         """Return the state with new candidates in its log and its counts."""
         rows, losses = [], []
         values = torch.stack(list(evaluated.terms.values()), 1).tolist()
-        seen: set[Ids] = set()
+        seen = set(state.scored.known(evaluated.candidates.ids))
         for row, own, valid in zip(
             evaluated.candidates.ids, values, evaluated.valid.tolist(), strict=True
         ):
-            if valid and row not in state.scored and row not in seen:
+            if valid and row not in seen:
                 seen.add(row)
                 rows.append(row)
                 losses.append(tuple(own))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,6 +54,15 @@ class ScoredLog(Mapping[Ids, tuple[float, ...]]):
             raise KeyError(row)
         return self._entries[row][1]
 
+    def known(self, rows: Sequence[Ids]) -> dict[Ids, tuple[float, ...]]:
+        """Return the losses of those of the rows that were scored."""
+        found = {}
+        for row in rows:
+            entry = self._entries.get(row)
+            if entry is not None and entry[0] < self._length:
+                found[row] = entry[1]
+        return found
+
     def __iter__(self) -> Iterator[Ids]:
         return (row for row, (number, _) in self._entries.items() if number < self._length)
 
@@ -64,7 +74,7 @@ class ScoredLog(Mapping[Ids, tuple[float, ...]]):
         losses.
         """
         rows = list(self)
-        flat = [token for row in rows for token in row]
+        flat = list(chain.from_iterable(rows))
         return {
             "ids": torch.tensor(flat, dtype=torch.int32),
             "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),

@@ -50,6 +50,12 @@ class Strategy(ABC):
         """Return the next state and the beam. An empty beam ends the search."""
 
 
+def merged(older: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
+    """Return all entries, the best first; of a sequence that comes again the older entry stays."""
+    by_ids = {entry.ids: entry for entry in [*new, *older]}
+    return sorted(by_ids.values())
+
+
 @dataclass(frozen=True)
 class BeamState:
     """How many entries compete again, and the best so far, at most so many."""
@@ -66,7 +72,7 @@ class Beam(Strategy):
 
     def __post_init__(self) -> None:
         if self.beam_width < 1:
-            raise FuseError(f"strategy.beam_width={self.beam_width}: expected at least 1")
+            raise FuseError(f"beam_width={self.beam_width}: expected at least 1")
 
     @property
     def width(self) -> int:
@@ -78,7 +84,7 @@ class Beam(Strategy):
     def select(
         self, state: BeamState, evaluated: Evaluation, rng: torch.Generator
     ) -> tuple[BeamState, list[Ids]]:
-        pool = sorted({*state.buffer, *evaluated.entries()})
+        pool = merged(state.buffer, evaluated.entries())
         buffer = tuple(pool[: state.buffer_size])
         return BeamState(state.buffer_size, buffer), [
             entry.ids for entry in pool[: self.beam_width]
@@ -105,9 +111,7 @@ class UniformCost(Strategy):
 
     def __post_init__(self) -> None:
         if self.frontier_max_size < 1:
-            raise FuseError(
-                f"strategy.frontier_max_size={self.frontier_max_size}: expected at least 1"
-            )
+            raise FuseError(f"frontier_max_size={self.frontier_max_size}: expected at least 1")
 
     @property
     def num_ranked(self) -> int:
@@ -120,7 +124,7 @@ class UniformCost(Strategy):
         self, state: Frontier, evaluated: Evaluation, rng: torch.Generator
     ) -> tuple[Frontier, list[Ids]]:
         new = [entry for entry in evaluated.entries() if entry.ids not in state.expanded]
-        waiting = sorted({*state.waiting, *new})
+        waiting = merged(state.waiting, new)
         if not waiting:
             return state, []
         cheapest, *rest = waiting

@@ -55,7 +55,7 @@ class AutoDAN(Method):
         require_not_negative(self, "logit_weight", "temperature")
         require_choices(self, "linearise", POINTS)
         if not 0 < self.top_p <= 1:
-            raise FuseError(f"method.top_p={self.top_p}: expected a number above 0, up to 1")
+            raise FuseError(f"top_p={self.top_p}: expected a number above 0, up to 1")
 
     @property
     def reads_predictions(self) -> bool:

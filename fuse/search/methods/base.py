@@ -89,14 +89,14 @@ def require_positive(method: Method, *names: str) -> None:
     """Raise FuseError where one of these options of a method is below 1."""
     for name in names:
         if getattr(method, name) < 1:
-            raise FuseError(f"method.{name}={getattr(method, name)}: expected at least 1")
+            raise FuseError(f"{name}={getattr(method, name)}: expected at least 1")
 
 
 def require_not_negative(method: Method, *names: str) -> None:
     """Raise FuseError where one of these options of a method is below 0."""
     for name in names:
         if not getattr(method, name) >= 0:
-            raise FuseError(f"method.{name}={getattr(method, name)}: expected 0 or more")
+            raise FuseError(f"{name}={getattr(method, name)}: expected 0 or more")
 
 
 def require_choices(method: Method, name: str, known: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ def require_choices(method: Method, name: str, known: Sequence[str]) -> None:
     chosen = [value] if isinstance(value, str) else list(value)
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
         count = "one" if isinstance(value, str) else "some"
-        raise FuseError(f"method.{name}={value}: expected {count} of {', '.join(known)}")
+        raise FuseError(f"{name}={value}: expected {count} of {', '.join(known)}")
 
 
 def random_prompt(guide: Guide, length: int, rng: torch.Generator) -> Ids:

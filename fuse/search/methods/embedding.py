@@ -76,7 +76,7 @@ class Embedding(Continuous):
         require_choices(self, "start", STARTS)
         if not 0 <= self.straight_through <= 1:
             value = self.straight_through
-            raise FuseError(f"method.straight_through={value}: expected a number from 0 to 1")
+            raise FuseError(f"straight_through={value}: expected a number from 0 to 1")
 
     def propose(
         self, state: State | None, beam: Sequence[Ids], guide: Guide, rng: torch.Generator

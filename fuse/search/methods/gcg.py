@@ -47,7 +47,7 @@ class GCG(Edits):
         require_not_negative(self, "logit_weight")
         require_choices(self, "linearise", POINTS)
         if not 0 <= self.momentum < 1:
-            raise FuseError(f"method.momentum={self.momentum}: expected 0 or more, and below 1")
+            raise FuseError(f"momentum={self.momentum}: expected 0 or more, and below 1")
 
     @property
     def reads_predictions(self) -> bool:
