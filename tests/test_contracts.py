@@ -22,7 +22,7 @@ import fuse
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
 from fuse.search.checks import check_combination
 
-STEPS = 4
+STEPS = 3
 WORDS = "a red blue green house boat cup tree by the sea in snow at night turquoise umbrella sad"
 NAMED = {"greedy": fuse.Beam(1), "beam": fuse.Beam(3), "uniform_cost": fuse.UniformCost()}
 """Strategies by the names that a user types; others of the registry join by theirs."""
@@ -61,13 +61,13 @@ def whole_grid() -> list[Cell]:
 
 
 def slice_of_grid() -> list[Cell]:
-    """Return each pair once, with secondaries and adapters in turn, and each adapter too."""
+    """Return each pair once, with secondaries and adapters in turn, and some more adapters."""
     cells = []
     for i, (method, strategy) in enumerate(PAIRS):
         cells.append((method, strategy, (1, 2, 0)[i % 3], list(ADAPTERS)[i % len(ADAPTERS)]))
-    for method, adapter in product(METHODS, ADAPTERS):
+    for i, (method, adapter) in enumerate(product(METHODS, ADAPTERS)):
         cell = (method, "greedy", 1, adapter)
-        if cell not in cells:
+        if cell not in cells and i % 3 == 0:
             cells.append(cell)
     return cells
 

@@ -120,7 +120,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=12, **OPTIONS)
+@settings(max_examples=6, **OPTIONS)
 @given(arguments=overrides())
 def test_some_combinations(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     check(arguments, tmp_path_factory.getbasetemp())

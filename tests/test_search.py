@@ -630,7 +630,8 @@ def test_a_search_works_where_gradients_are_off(
 def test_a_state_of_another_search_is_refused(objective: fuse.Objective, tmp_path: Any) -> None:
     search = fuse.Search(objective, fuse.GCG(search_width=8, momentum=0.5), steps=2)
     path = tmp_path / "checkpoint.safetensors"
-    content = checkpoint.to_bytes({"a": search.start()}, 0)
+    state = search.start()
+    content = checkpoint.to_bytes({"a": state}, 0)
     for wrong in (content[: len(content) // 2], b"", b"nothing"):
         path.write_bytes(wrong)
         with pytest.raises(fuse.FuseError, match="cannot be resumed from"):
@@ -638,8 +639,8 @@ def test_a_state_of_another_search_is_refused(objective: fuse.Objective, tmp_pat
     path.write_bytes(content)
     with pytest.raises(fuse.FuseError, match="it holds the searches a"):
         checkpoint.read(path, {"b": search})
-    again = checkpoint.read(path, {"a": search})[1]
-    assert checkpoint.to_bytes(again, 0) == content
+    again = checkpoint.read(path, {"a": search})[1]["a"]
+    assert checkpoint.snapshot(again) == checkpoint.snapshot(state)
 
 
 def test_a_state_that_cannot_be_written_is_named() -> None:

@@ -48,7 +48,8 @@ def check_search(search: Search) -> Result:
         _comparable(resumed) == _comparable(trace),
         "the same seed, or a resume, gives another trace",
     )
-    _require(_bytes(_timeless(end)) == _bytes(_timeless(state)), "a resumed search ends otherwise")
+    ends = [checkpoint.snapshot(_timeless(one)) for one in (end, state)]
+    _require(ends[0] == ends[1], "a resumed search ends otherwise")
     _require(bool(state.ended), "the search ended without a reason")
     _check_trace(search.objective, trace)
     result = search.result(state, trace)
@@ -64,9 +65,9 @@ def _run(search: Search, between: Between) -> tuple[list[Step], SearchState]:
     while not state.ended:
         search.clear()
         state = between(state)
-        before = _bytes(state)
+        before = checkpoint.snapshot(state)
         candidates = search.propose(state)
-        _require(_bytes(state) == before, "proposing changes the state")
+        _require(checkpoint.snapshot(state) == before, "proposing changes the state")
         evaluated = search.evaluate(state, candidates)
         after = search.accept(state, evaluated)
         if after.step > state.step and after.last is not None:
@@ -75,16 +76,11 @@ def _run(search: Search, between: Between) -> tuple[list[Step], SearchState]:
     return trace, state
 
 
-def _bytes(state: SearchState) -> bytes:
-    """Return all that is in a state."""
-    return checkpoint.to_bytes({"": state}, 0)
-
-
 def _through_a_file(search: Search, state: SearchState) -> SearchState:
     """Write a state to a file, and read it again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.safetensors"
-        path.write_bytes(_bytes(state))
+        path.write_bytes(checkpoint.to_bytes({"": state}, 0))
         return checkpoint.read(path, {"": search})[1][""]
 
 
