@@ -267,7 +267,11 @@ def substitutions(lm: fuse.CausalLM, clip: fuse.CLIP) -> tuple[torch.Tensor, lis
     return tokens, trials
 
 
-@pytest.mark.parametrize("name", [name for name, kind in ADAPTERS.items() if kind.ranks])
+RANKING = [name for name, kind in ADAPTERS.items() if kind.ranks]
+SLOW = [pytest.param(name, marks=pytest.mark.full) for name in RANKING if name != "semantic"]
+
+
+@pytest.mark.parametrize("name", ["semantic", *SLOW])
 def test_adapter_earns_its_place(
     name: str, lm: fuse.CausalLM, clip: fuse.CLIP, demo_words: list[str], substitutions: tuple
 ) -> None:
@@ -333,6 +337,7 @@ def test_a_token_stands_for_the_words_that_it_may_be_spelling() -> None:
     )
 
 
+@pytest.mark.full
 def test_semantic_adds_what_the_target_makes_of_words_alone(
     lm: fuse.CausalLM, clip: fuse.CLIP, house: torch.Tensor
 ) -> None:

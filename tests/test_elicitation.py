@@ -67,7 +67,9 @@ LABELS = [
 
 
 @pytest.mark.parametrize("prefix", ["", "Look:"])
-@pytest.mark.parametrize("suffix", ["", "and a boat", ". The boat"])
+@pytest.mark.parametrize(
+    "suffix", ["", pytest.param("and a boat", marks=pytest.mark.full), ". The boat"]
+)
 def test_saying_a_label_is_greedy_generation(lm: fuse.CausalLM, prefix: str, suffix: str) -> None:
     """For labels of one and of many tokens, true and false, all prompts in one batch."""
     answers: Counter[bool] = Counter()
@@ -109,8 +111,8 @@ def test_without_a_label_nothing_is_said(
 @pytest.mark.parametrize(
     ("label", "suffix", "start"),
     [
-        ("in the", "", "kmeans"),
-        ("in the", ". The boat stands", "random"),
+        pytest.param("in the", "", "kmeans", marks=pytest.mark.full),
+        pytest.param("in the", ". The boat stands", "random", marks=pytest.mark.full),
         ("and", "", "label"),
     ],
 )
@@ -173,6 +175,7 @@ def test_methods_that_collect_nothing_have_nothing_in_the_result(lm: fuse.Causal
     assert (result.found, result.token_counts) == ((), {})
 
 
+@pytest.mark.full
 def test_collecting_is_the_same_with_the_same_seed(lm: fuse.CausalLM) -> None:
     objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("in the")))
     method = fuse.Embedding(search_width=12, prompt_length=4)

@@ -228,7 +228,9 @@ def trace(result: fuse.Result) -> list[Ids]:
 
 
 @pytest.mark.parametrize(
-    "method", [fuse.GCG(steps=12), fuse.AutoDAN(steps=6)], ids=["gcg", "autodan"]
+    "method",
+    [pytest.param(fuse.GCG(steps=12), marks=pytest.mark.full), fuse.AutoDAN(steps=6)],
+    ids=["gcg", "autodan"],
 )
 def test_a_search_with_it_scores_less_and_finds_nearly_as_good(
     objective: fuse.Objective, draft: fuse.Term, method: fuse.GCG | fuse.AutoDAN

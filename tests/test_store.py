@@ -193,7 +193,7 @@ def odd_tensors(draw: Callable[..., Any]) -> Tensor:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_whatever_a_file_holds_the_adapter_works(world: World, data: st.DataObject) -> None:

@@ -218,7 +218,7 @@ def save(adapter: Adapter, path: Path, metadata: Mapping[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: another process may be writing the same adapter
         with NamedTemporaryFile(
-            dir=path.parent, prefix=f"{path.stem}-", suffix=".partial", delete=False
+            dir=path.parent, prefix=f"{path.name}-", suffix=".partial", delete=False
         ) as file:
             partial = Path(file.name)
         save_file(tensors, partial, metadata=described)
