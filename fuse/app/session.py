@@ -25,7 +25,7 @@ from fuse.app.values import whole_number
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
-    from fuse.app.run import Job
+    from fuse.app.run import CheckpointEvery, Job
     from fuse.types import Result
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Session:
         """
         from fuse.app.run import CheckpointEvery
 
-        CheckpointEvery.parse(config["checkpoint_every"])
+        every = CheckpointEvery.parse(config["checkpoint_every"])
         size = whole_number(config["batch_images"], "batch_images", at_least=1)
         groups = _groups(config, size)
         check_same_run(folder, config)
@@ -98,7 +98,9 @@ class Session:
                 for name, one in former.items():
                     self._show(console.show_former, name, one.result())
             elif not self.stop.signal:
-                self._find_together(configs, folder, config)
+                found = self._find_together(configs, folder, config, every)
+                for name, result in found.items():
+                    self._report(name, result, folder)
         if self.stop.signal:
             self.say_how_to_resume()
 
@@ -108,9 +110,15 @@ class Session:
             value = hydra_errors.as_argument("resume", str(self.resumable))
             console.note(f"stopped; go on with: python find_prompt.py {value}")
 
-    def _find_together(self, configs: Mapping[str, Config], folder: Path, whole: Config) -> None:
-        """Search side by side, each search with its own folder, and show what is found."""
-        from fuse.app.run import CheckpointEvery, Run
+    def _find_together(
+        self,
+        configs: Mapping[str, Config],
+        folder: Path,
+        whole: Config,
+        every: CheckpointEvery | None,
+    ) -> dict[str, Result | Exception]:
+        """Search side by side, each search with its own folder, and return what is found."""
+        from fuse.app.run import Run
 
         console.quiet_libraries()
         jobs = {}
@@ -121,21 +129,18 @@ class Session:
             except FuseError as error:  # one bad picture does not cost the others' results
                 self.fail(str(error))
         if not jobs:
-            return
+            return {}
         # Only now, when the options have been of use
         RunFolder(folder, self.problems).write_json(CONFIG, whole)
-        every = CheckpointEvery.parse(whole["checkpoint_every"])
         self.resumable = folder if every is not None else None
         with console.search_bars({n: job.search.most_steps for n, job in jobs.items()}) as bars:
             for name, job in jobs.items():
                 jobs[name] = replace(job, search=replace(job.search, on_step=bars[name]))
             self.stop.searching = True
             try:
-                found = Run(jobs, every).go(self.stop)
+                return Run(jobs, every).go(self.stop)
             finally:
                 self.stop.searching = False
-        for name, result in found.items():
-            self._report(name, result, folder)
 
     def _job(self, config: Config, folder: RunFolder) -> Job:
         """Build the search of one picture."""
