@@ -1,16 +1,17 @@
 """Whether a run survives what may happen to it: kill -9, SIGTERM, Ctrl-C, a full disk, losses of
 nan, a failing search.
 
-killed: a run is killed at a random moment, resumed, and compared with an uninterrupted one: the
-trace but for its seconds, evaluations included, and the result. terminated, interrupted: the same
-after a signal, which has to leave a result, say in one line how to go on, and exit with 128 +
-signal. The others check that the result goes where it still can.
+killed: a run is killed at a random moment (every second one within a write), resumed, and compared
+with an uninterrupted one: the trace but for its seconds, evaluations included, and the result.
+terminated, interrupted: the same after a signal, which has to leave a result, say in one line how
+to go on, and exit with 128 + signal. The others check that the result goes where it still can.
 
-    python benchmarks/faults.py --kills 50 --signals 25
+    python benchmarks/faults.py --kills 50 --signals 25 --threads 1 --jobs 2
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,28 +62,31 @@ def main() -> None:
         __doc__,
         kills={"type": int, "default": 50, "help": "runs that are killed, over all cases"},
         signals={"type": int, "default": 25, "help": "runs for each of SIGTERM and Ctrl-C"},
-        cases={"default": ",".join(CASES), "help": "which of them to run"},
+        cases={"nargs": "+", "default": list(CASES), "choices": list(CASES)},
+        jobs={"type": int, "default": 1, "help": "runs at once"},
         seed={"type": int, "default": 0},
     )
-    rng = random.Random(options.seed)
+    counts = {"killed": options.kills, "terminated": options.signals}
+    counts["interrupted"] = options.signals
+    tasks = [(kind, number) for kind, count in counts.items() for number in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), options.threads)
-        names = (
-            options.cases.split(",")
-            if "," not in options.cases
-            else [name for name in CASES if name in options.cases]
-        )
-        rows = []
-        for kind, count in (
-            ("killed", options.kills),
-            ("terminated", options.signals),
-            ("interrupted", options.signals),
-        ):
-            tried: dict[str, list[str]] = {name: [] for name in names}
-            for number in range(count):
-                name = names[number % len(names)]
-                tried[name].append(world.broken_off(name, kind, rng))
-            rows += [row(kind, name, faults) for name, faults in tried.items() if faults]
+
+        def attempt(task: tuple[str, int]) -> tuple[str, str, str]:
+            kind, number = task
+            case = options.cases[number % len(options.cases)]
+            rng = random.Random(f"{options.seed} {kind} {number}")
+            fault = world.broken_off(case, kind, rng, within_write=number % 2 == 1)
+            print(f"{kind} {case}: {fault or 'right'}", file=sys.stderr, flush=True)
+            return kind, case, fault
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(world.reference, options.cases))
+            tried = list(pool.map(attempt, tasks))
+        faults: dict[tuple[str, str], list[str]] = {}
+        for kind, case, fault in tried:
+            faults.setdefault((kind, case), []).append(fault)
+        rows = [row(kind, case, found) for (kind, case), found in faults.items()]
         for name, check in OTHERS.items():
             rows.append(row("other", name, [check(world)]))
     show("faults", rows, options.json)
@@ -117,11 +122,10 @@ class World:
         for name in PICTURES:
             (self.pictures / f"{name}.png").write_bytes((ROOT / f"images/{name}.png").read_bytes())
         self._references: dict[str, tuple[Outcome, float]] = {}
-        self._number = 0
+        self._numbers = itertools.count(1)
 
     def new_folder(self) -> Path:
-        self._number += 1
-        return self.folder / f"run{self._number}"
+        return self.folder / f"run{next(self._numbers)}"
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start a run."""
@@ -153,8 +157,14 @@ class World:
             self._references[name] = outcome(folder), seconds / (2 if name == "folder" else 1)
         return self._references[name]
 
-    def broken_off(self, name: str, kind: str, rng: random.Random) -> str:
-        """Break a run off at a random moment and resume it; return what is wrong, if anything."""
+    def broken_off(
+        self, name: str, kind: str, rng: random.Random, within_write: bool = False
+    ) -> str:
+        """Break a run off at a random moment and resume it; return what is wrong, if anything.
+
+        Args:
+            within_write: after that moment, wait until a file is being written.
+        """
         wanted, seconds = self.reference(name)
         folder = self.new_folder()
         number = {
@@ -166,6 +176,8 @@ class World:
         while process.poll() is None and not list(folder.rglob("trace.jsonl")):
             time.sleep(0.01)
         time.sleep(rng.random() * seconds)
+        while within_write and process.poll() is None and not half_written(folder):
+            time.sleep(0.0002)
         over = process.poll() is not None
         process.send_signal(number)
         _, err = process.communicate(timeout=120)
@@ -205,6 +217,11 @@ def complete_files(folder: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def half_written(folder: Path) -> bool:
+    """Whether a file stands under the name that it has before it is renamed into place."""
+    return any(folder.rglob(".*.json.*")) or any(folder.rglob(".*.safetensors.*"))
 
 
 def outcome(folder: Path) -> Outcome:

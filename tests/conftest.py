@@ -1,6 +1,4 @@
-"""Shapes are checked everywhere: jaxtyping's annotations are enforced on all of `fuse` while the
-tests run.
-"""
+"""What all tests share: the demo models, each loaded once a process; one thread; checked shapes."""
 
 from __future__ import annotations
 
@@ -13,14 +11,16 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+import torch._dynamo
+import torchvision  # noqa: F401
+import transformers.modeling_utils  # noqa: F401  (below, its compiled files would not be found)
+import typechecking
 
 ROOT = Path(__file__).resolve().parent.parent
 REALBED = ROOT.parent / "shared" / "realbed"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-hook = install_import_hook("fuse", "typechecking.checked")
-hook.__enter__()
+typechecking.install()
 
 import fuse  # noqa: E402
 

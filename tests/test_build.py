@@ -132,16 +132,17 @@ def test_an_adapter_that_ranks_by_chance_is_warned_of(
 
 
 def test_a_mixed_type_loads_a_coarse_and_a_precise_model(tmp_path: Path) -> None:
-    search = build(composed("dtype=mixed_bfloat16", "steps=2", f"adapter.cache_dir={tmp_path}"))
+    cache = f"adapter.cache_dir={tmp_path}"
+    search = build(composed("dtype=mixed_bfloat16", "steps=2", "adapter.max_words=300", cache))
     for term in search.objective.terms.values():
         assert term.model.vocabulary.embedding.dtype == torch.bfloat16
         assert term.precise.model.vocabulary.embedding.dtype == torch.float32
-    exact = build(composed(f"adapter.cache_dir={tmp_path}"))
+    exact = build(composed())
     result = search.run()
     assert result.loss == pytest.approx(exact.objective.evaluate_text(result.prompt)[0], abs=1e-5)
 
 
-def test_the_draft_is_the_primary_with_another_model(tmp_path: Path) -> None:
+def test_the_draft_is_the_primary_with_another_model() -> None:
     small = f"scoring.draft.model_id={ROOT}/fuse/demo/lm_small"
     search = build(
         composed(
@@ -149,7 +150,6 @@ def test_the_draft_is_the_primary_with_another_model(tmp_path: Path) -> None:
             small,
             "primary.prefix=Look:",
             "scoring.reduction=4",
-            f"adapter.cache_dir={tmp_path}",
         )
     )
     assert search.probe is not None
@@ -160,8 +160,8 @@ def test_the_draft_is_the_primary_with_another_model(tmp_path: Path) -> None:
     assert search.probe.draft.model.size < search.objective.primary.model.size / 4
 
 
-def test_without_a_draft_the_primary_guesses_if_it_can(tmp_path: Path) -> None:
-    search = build(composed("scoring=probe", f"adapter.cache_dir={tmp_path}"))
+def test_without_a_draft_the_primary_guesses_if_it_can() -> None:
+    search = build(composed("scoring=probe"))
     assert search.probe == fuse.Probe()
     with pytest.raises(fuse.FuseError, match=r"scoring.draft.model_id=null.*OpenCLIP"):
         build(
@@ -170,6 +170,5 @@ def test_without_a_draft_the_primary_guesses_if_it_can(tmp_path: Path) -> None:
                 "primary=demo_open_clip",
                 "secondary=[]",
                 "method=random",
-                f"adapter.cache_dir={tmp_path}",
             )
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Done, find_prompt
 from conftest import REALBED, ROOT
 from test_contracts import NAMED, PAIRS
 
@@ -22,11 +23,10 @@ from fuse.app.session import _with_image
 from fuse.registry import METHODS
 
 
-def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, code: int = 0) -> Done:
     """find_prompt.py, with its run folder under `folder`."""
     out = [] if {"-m", "--help", "--cfg"} & set(arguments) else [f"hydra.run.dir={folder}"]
-    command = [sys.executable, str(ROOT / "find_prompt.py"), *arguments, *out]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = find_prompt(*arguments, *out)
     assert done.returncode == code, done.stderr[-2000:]
     return done
 
@@ -207,7 +207,7 @@ def test_every_combination_improves_on_its_start(tmp_path: Path) -> None:
             f"strategy={','.join(strategies)}",
             f"hydra.sweep.dir={tmp_path / methods[0]}",
         ]
-        run(tmp_path, *sweep, "image=images/house.png", "secondary=[demo_clip]", "steps=6")
+        run(tmp_path, *sweep, "image=images/house.png", "secondary=[demo_clip]", "steps=4")
     results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
     assert sorted((result["method"], result["strategy"]) for result in results) == sorted(PAIRS)
     for result in results:
@@ -358,23 +358,12 @@ MISTAKES = {
 }
 
 
-def test_mistakes_are_put_into_one_line(tmp_path: Path) -> None:
-    tasks = {}
-    for i, (name, (arguments, _)) in enumerate(MISTAKES.items()):
-        folder = tmp_path / str(i)
-        own = [f"hydra.run.dir={folder / 'run'}", f"adapter.cache_dir={folder / 'cache'}"]
-        tasks[name] = [*arguments, *own]
-    command = [sys.executable, str(ROOT / "tests/many_runs.py")]
-    done = subprocess.run(
-        command, input=json.dumps(tasks), capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    wrong = {}
-    for name, (code, _, err) in json.loads(done.stdout).items():
-        lines = err.strip().splitlines()
-        parts = [part for part in MISTAKES[name][1] if part not in err]
-        if code != 2 or len(lines) != 1 or parts or "Traceback" in err:
-            wrong[name] = (code, err[-1000:], parts)
-    assert not wrong
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_put_into_one_line(tmp_path: Path, name: str) -> None:
+    arguments, parts = MISTAKES[name]
+    done = run(tmp_path / "run", *arguments, f"adapter.cache_dir={tmp_path / 'cache'}", code=2)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not [part for part in parts if part not in done.stderr]
     assert not list(tmp_path.rglob("result.json"))
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -430,7 +419,8 @@ def comparable(folder: Path) -> tuple[list[dict], dict]:
     return trace, result
 
 
-SLOW = ["method=gcg", "steps=25", "prompt_length=5", "method.search_width=48"]
+SLOW = ["method=gcg", "steps=15", "prompt_length=5", "method.search_width=48"]
+SLOW += ["checkpoint_every=4"]
 
 
 @pytest.fixture(scope="module")
@@ -449,14 +439,14 @@ def test_a_run_that_is_broken_off_is_resumed_exactly(
 ) -> None:
     folder = tmp_path / "run"
     process = start(*SLOW, f"hydra.run.dir={folder}")
-    wait_for(folder / "trace.jsonl", 13)
+    wait_for(folder / "trace.jsonl", 6)
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in err
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == ("running" if code < 0 else "interrupted")
-    assert 12 <= result["steps"] < 25
+    assert 5 <= result["steps"] < 15
     if code > 0:
         assert f"resume={folder}" in err
         assert result["prompt"] in out
@@ -497,7 +487,8 @@ def test_a_folder_of_pictures_goes_on_at_the_first_unfinished_one(tmp_path: Path
     pictures.mkdir()
     for name in ("boat.png", "cat.png", "house.png"):
         shutil.copy(ROOT / "images" / name, pictures)
-    options = [f"image={pictures}", "method=random", "method.search_width=16", "steps=12"]
+    options = [f"image={pictures}", "method=random", "method.search_width=16", "steps=8"]
+    options.append("checkpoint_every=2")
     run(tmp_path / "whole", *options)
     folder = tmp_path / "run"
     process = start(*options, f"hydra.run.dir={folder}")
