@@ -1,5 +1,5 @@
-"""find_prompt.py in a process of its own, forked from one that has imported everything: an import
-takes longer than most runs.
+"""find_prompt.py in a process of its own, forked from one that has imported all that is not ours:
+these imports take longer than most runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCRIPT = ROOT / "find_prompt.py"
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["hydra", "torch", "transformers.models.auto", "fuse.app.build", "fuse.app.session"]
+    ["hydra", "torch", "torch._dynamo", "transformers.modeling_utils", "rich.progress"]
 )
 
 
