@@ -36,12 +36,12 @@ from runs import ROOT, Row, arguments, mean, show
 from world.drawing import draw
 from world.scenes import plain_caption, random_scene
 
-import find_prompt
 import fuse
 from fuse.adapters import Adapter
 from fuse.adapters.corpus import corpus_words
 from fuse.adapters.fidelity import Fidelity, compare, draw_trial, mean_fidelity
 from fuse.adapters.store import save
+from fuse.app import places
 from fuse.models import EmbeddingModel
 from fuse.nn.embedding_table import EmbeddedVocabulary
 from fuse.registry import ADAPTERS
@@ -80,7 +80,7 @@ def main() -> None:
     if options.model and options.captions:
         lm, encoder = (
             fuse.CausalLM.load(options.model),
-            fuse.SentenceEncoder.load(find_prompt.minilm()),
+            fuse.SentenceEncoder.load(places.minilm()),
         )
         lines = [
             line.strip()

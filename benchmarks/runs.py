@@ -14,16 +14,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import hydra  # noqa: E402
 import torch  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-import find_prompt  # noqa: E402, F401  (registers the resolvers of the configuration)
 from fuse import Result, Search  # noqa: E402
 from fuse.app import console  # noqa: E402
 from fuse.app.build import build  # noqa: E402
+from fuse.app.config import compose  # noqa: E402
 from fuse.app.terms import Models  # noqa: E402
 
 Row = dict[str, Any]
@@ -46,9 +44,7 @@ def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Na
 def build_run(*overrides: str, models: Models | None = None) -> Search:
     """The search of `python find_prompt.py OVERRIDES`, not yet begun."""
     console.quiet_libraries()
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        config = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
-    return build(config, models=models)
+    return build(compose(overrides), models=models)
 
 
 def find(*overrides: str, models: Models | None = None) -> Result:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from runs import Row, arguments, find, mean, show
 
-import find_prompt
 import fuse
+from fuse.app import places
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         -1000:
     ]
     targets = random.Random(options.seed).sample(lines, options.number)
-    encoder = fuse.SentenceEncoder.load(find_prompt.minilm())
+    encoder = fuse.SentenceEncoder.load(places.minilm())
     rows: list[Row] = []
     for target in targets:
         quoted = target.replace("\\", "\\\\").replace('"', '\\"')

@@ -13,6 +13,12 @@ class FuseError(Exception):
     """
 
 
+def escaped(text: str) -> str:
+    """Return a text without line breaks and codes that a terminal obeys."""
+    signs = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(signs)
+
+
 def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "did you mean NAME? " for the known name nearest to `name`, case aside; "" if none is
     near.

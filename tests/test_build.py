@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
+import write_conf
 import yaml
 from conftest import ROOT
-from omegaconf import OmegaConf
 
-import find_prompt  # noqa: F401  (registers the resolvers of the configuration)
 import fuse
 from fuse import registry
 from fuse.app.build import build
+from fuse.app.config import compose
 from fuse.app.terms import GOALS
 from fuse.registry import ADAPTERS, METHODS, MODELS, STRATEGIES
+
+
+def composed(*overrides: str) -> dict:
+    return compose(overrides)
 
 
 def entries(group: str) -> dict[str, dict]:
@@ -35,21 +37,10 @@ def test_every_part_has_its_configuration(group: str, known: dict) -> None:
     assert {entry["name"] for entry in entries(group).values()} - {"auto"} == set(known)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_defaults_are_the_configurations(name: str) -> None:
-    entry, fields = entries("method")[name], dataclasses.fields(METHODS[name])
-    defaults = {field.name: field.default for field in fields if field.name != "texts"}
-    if name == "caption":  # its texts are written when the run is built
-        assert entry.pop("search_width") == 1
-    assert set(entry) - {"name", "defaults"} == set(defaults)
-    for option, default in defaults.items():
-        assert entry[option] == (
-            "${prompt_length}"
-            if option == "prompt_length"
-            else list(default)
-            if isinstance(default, tuple)
-            else default
-        )
+def test_the_configuration_files_are_those_that_the_code_describes() -> None:
+    """`python scripts/write_conf.py` has been run."""
+    for path, text in write_conf.files().items():
+        assert path.read_text() == text, path
 
 
 def test_every_kind_of_model_is_known() -> None:
@@ -104,21 +95,6 @@ def test_demo_models_are_small() -> None:
         path.stat().st_size for path in Path(ROOT / "fuse/demo").rglob("*") if path.is_file()
     )
     assert size < 30e6
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_adapters_defaults_are_the_configurations(name: str) -> None:
-    entry = entries("adapter")[name]
-    assert {
-        key: value
-        for key, value in entry.items()
-        if key not in ("name", "cache_dir", "corpus", "shared")
-    } == ADAPTERS[name].defaults
-
-
-def composed(*overrides: str) -> dict:
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
 
 
 def test_an_adapter_that_ranks_by_chance_is_warned_of(

@@ -8,16 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
-import find_prompt  # noqa: F401  (registers the resolvers of the configuration)
 import fuse
 from fuse.app.build import build
+from fuse.app.config import compose
 
 MODELS: dict[Any, Any] = {}
 """What was loaded, over all examples."""
@@ -93,10 +90,8 @@ def overrides(draw: st.DrawFn) -> list[str]:
 
 def check(arguments: list[str], cache: Path) -> None:
     """Run a search, and check what it finds."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        composed = hydra.compose("config", [*arguments, f"adapter.cache_dir={cache}"])
-    config: Any = OmegaConf.to_container(composed, resolve=True)
     try:
+        config = compose([*arguments, f"adapter.cache_dir={cache}"])
         search = build(config, models=MODELS)
         result = search.run()
     except fuse.FuseError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -19,17 +20,23 @@ from fuse.adapters.fidelity import Fidelity, Report, Trial, compare, draw_trial,
 from fuse.adapters.target import Target
 from fuse.models import Model
 from fuse.nn.embedding_table import EmbeddedVocabulary
+from fuse.options import options_of
 from fuse.types import Ids
 
 Progress = Callable[[Sequence[str]], Iterable[str]]
 """Hands on the items of a sequence, and shows how many have been taken."""
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of an adapter that has none."""
+
+
 class Adapter(ABC):
     """A map between the vocabularies of one pair of models."""
 
-    defaults: ClassVar[dict[str, int | float]] = {}
-    """The settings of `fit` and their values where nothing else is set."""
+    settings: ClassVar[type] = NoSettings
+    """A dataclass of the settings of `fit`."""
     ranks: ClassVar[bool] = True
     """Whether it ranks the primary's tokens; one that does not proposes prompts instead."""
 
@@ -40,6 +47,11 @@ class Adapter(ABC):
         """How well it ranks, as measured at each point where losses are linearised."""
         self.fidelity: Fidelity | None = None
         """The mean over the points of this run; None where it was not measured."""
+
+    @classmethod
+    def defaults(cls) -> dict[str, int | float]:
+        """Return the settings of `fit` and their values where nothing else is set."""
+        return {name: option.default for name, option in options_of(cls.settings).items()}
 
     @classmethod
     @abstractmethod
@@ -56,7 +68,7 @@ class Adapter(ABC):
         Args:
             words: those of the corpus, the most frequent first, each once.
             progress: wraps what the fit goes through, to show how far it is.
-            settings: as in `defaults`.
+            settings: fields of the dataclass `settings`.
         """
 
     @classmethod

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Doc
 
 from fuse.adapters.alignment import Word, in_running_text, words_at
 from fuse.adapters.base import Progress
@@ -27,6 +28,7 @@ from fuse.adapters.target import Target
 from fuse.models import Model, VectorModel
 from fuse.nn.batch import pad
 from fuse.nn.embedding_table import EmbeddedVocabulary, EmbeddingTable
+from fuse.options import Count
 from fuse.statistics import standardised
 from fuse.text.template import Encoded, Template
 from fuse.text.vocabulary import Vocabulary
@@ -54,6 +56,13 @@ class _ReadWord:
     encoded: Encoded
 
 
+@dataclass(frozen=True)
+class SemanticSettings:
+    """How many words the adapter reads."""
+
+    max_words: Annotated[Count, Doc("of the corpus, the most frequent")] = 30_000
+
+
 class SemanticAdapter(LexicalAdapter):
     """Adds a ranking by whole words' vectors to the lexical one.
 
@@ -67,7 +76,7 @@ class SemanticAdapter(LexicalAdapter):
     out of `words`.
     """
 
-    defaults: ClassVar[dict[str, int | float]] = {"max_words": 30_000}
+    settings = SemanticSettings
 
     def __init__(
         self, lexical: LexicalAdapter, words: Sequence[Ids], vectors: Float[Tensor, "w e"]
@@ -101,7 +110,7 @@ class SemanticAdapter(LexicalAdapter):
         lexical = LexicalAdapter.fit(source, target)
         if not isinstance(target, VectorModel):
             return cls(lexical, [], torch.zeros(0, 0))
-        max_words = int({**cls.defaults, **settings}["max_words"])
+        max_words = int({**cls.defaults(), **settings}["max_words"])
         found = _different_words(source, target.vocabulary, list(islice(words, max_words)))
         return cls(lexical, list(found), _vectors(target, list(found.values()), progress))
 

@@ -33,6 +33,8 @@ Key = dict[str, object]
 Measure = Callable[[Adapter, str], Fidelity | None]
 """Measures an adapter's fidelity at a point."""
 
+DEMO = Path(__file__).parent.parent / "demo/gradients"
+"""Where those of the demo models are, which come with the package."""
 FORMAT = "5"
 """Changes whenever a fit of the same inputs would give other tensors."""
 
@@ -69,7 +71,7 @@ def load_or_fit(
     Raises:
         FuseError: a corpus that cannot be used.
     """
-    settings = {**kind.defaults, **(settings or {})}
+    settings = {**kind.defaults(), **(settings or {})}
     models = {"source": source.fingerprint, "target": target.fingerprint}
     without_corpus: Key = {"adapter": kind.__name__, **models, **settings}
     key = without_corpus
@@ -126,6 +128,8 @@ class _Files:
     ) -> Adapter | None:
         """Return the adapter that was kept under a key; None where there is none, or a bad one."""
         path = self.path(key)
+        if not path.is_file() and (DEMO / path.name).is_file():
+            path = DEMO / path.name
         if not path.is_file() and self.shared:
             path = _shared(self.shared, path.name) or path
         if not path.is_file():

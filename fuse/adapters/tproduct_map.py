@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Doc
 
 from fuse.adapters.alignment import Word, in_running_text, words_at
 from fuse.adapters.base import Adapter, Progress
@@ -26,8 +28,27 @@ from fuse.adapters.tproduct_fit import Case, pairs_by_case, relative_error, summ
 from fuse.errors import FuseError
 from fuse.models import Model
 from fuse.nn.embedding_table import EmbeddedVocabulary
+from fuse.options import Count, NotNegative
 from fuse.text.template import Encoded
 from fuse.types import Ids
+
+
+@dataclass(frozen=True)
+class FuseSettings:
+    """What the maps are fitted on."""
+
+    max_subtokens: Annotated[
+        Count, Doc("longest words, in tokens, that get a map of their own")
+    ] = 4
+    max_examples_per_case: Annotated[Count, Doc("words for each map, at most")] = 100_000
+    min_examples_per_case: Annotated[Count, Doc("and at least")] = 32
+    ridge: Annotated[
+        NotNegative,
+        Doc(
+            "of the least squares, as a share of the mean diagonal; "
+            "0: chosen by words left out of the fit"
+        ),
+    ] = 0.0
 
 
 class FuseAdapter(Adapter):
@@ -38,12 +59,7 @@ class FuseAdapter(Adapter):
     gradient of slice j' - 1.
     """
 
-    defaults: ClassVar[dict[str, int | float]] = {
-        "max_subtokens": 4,
-        "max_examples_per_case": 100_000,
-        "min_examples_per_case": 32,
-        "ridge": 0.0,
-    }
+    settings = FuseSettings
 
     def __init__(
         self,
@@ -79,7 +95,7 @@ class FuseAdapter(Adapter):
         Raises:
             FuseError: no word can be used, or the ridge is too small.
         """
-        options = {**cls.defaults, **settings}
+        options = {**cls.defaults(), **settings}
         ridge = options["ridge"]
         cases = summed_cases(source, target.vocabulary, progress(list(words)), options)
         try:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fuse.adapters import Adapter, Progress
 from fuse.adapters.fidelity import Fidelity
 from fuse.adapters.store import load_or_fit
+from fuse.app.run_folder import LIMITS
+from fuse.app.schema import Config
 from fuse.app.terms import Models, image_of, load, term_of
-from fuse.app.values import (
-    Config,
-    list_of,
-    naming,
-    number,
-    options_of,
-    pick,
-    positive_number,
-    setting,
-    truth,
-    whole_number,
-)
+from fuse.app.values import make, naming
 from fuse.guide import Guide
 from fuse.models import Captioner
 from fuse.objective import PRIMARY, Objective
@@ -50,7 +40,7 @@ SENTENCES = Path(__file__).parent.parent / "demo/corpus.txt"
 
 
 def build(config: Config, progress: Progress = iter, models: Models | None = None) -> Search:
-    """Return the search that a composed configuration describes.
+    """Return the search that a checked configuration describes.
 
     Adapters are fitted last, when all else is known to be right.
 
@@ -59,20 +49,21 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
         models: what is in it is not loaded again; what is loaded joins it.
 
     Raises:
-        FuseError: a value that cannot be used; its message names the key.
+        FuseError: values that do not go together, or with the models; its message names the key.
     """
     models = {} if models is None else models
     method = _method(config, models)
     strategy = _strategy(config["strategy"], method)
     check_combination(method, strategy)
-    options = _limits(config)
-    generator = torch.Generator().manual_seed(whole_number(config["seed"], "seed"))
+    options = {name: config[name] for name in LIMITS}
+    generator = torch.Generator().manual_seed(config["seed"])
     secondaries = {}
-    refine = _refine(config["refine"]) if config.get("refine") else None
+    refine = _refine(config["refine"]) if (config.get("refine") or {}).get("name") else None
     primary = term_of(config[PRIMARY], PRIMARY, models)
     for name, entry in config["secondary"].items():
         secondaries[name] = term_of(entry, f"secondary.{name}", models)
-    objective = Objective(primary, secondaries, _constraints(config["constraints"]))
+    constraints = make({"": Constraints}, {"name": "", **config["constraints"]}, "constraints")
+    objective = Objective(primary, secondaries, constraints)
     probe = _probe(config, models)
     for one in (method, refine):
         if one is not None:
@@ -103,22 +94,6 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
     )
 
 
-def _limits(config: Config) -> dict[str, Any]:
-    """Return what ends a search."""
-    checks: dict[str, Callable[[Any, str], float]] = {
-        "steps": whole_number,
-        "stop_loss": number,
-        "time_limit": positive_number,
-        "max_evaluations": partial(whole_number, at_least=1),
-    }
-    found: dict[str, Any] = {}
-    for name, check in checks.items():
-        value = config[name]
-        found[name] = None if value is None else check(value, name)
-    found["stop_at_label"] = truth(config["stop_at_label"], "stop_at_label")
-    return found
-
-
 def _adapter(
     config: Config,
     name: str,
@@ -133,12 +108,9 @@ def _adapter(
     model_ids = [config[PRIMARY]["model_id"], config["secondary"][name]["model_id"]]
     settings = dict(config["adapter"])
     kind_name = settings.pop("name")
-    kind = pick(ADAPTERS, kind_name, "adapter")
+    kind = ADAPTERS[kind_name]
     folder = Path(settings.pop("cache_dir")).expanduser()
     corpus, shared = settings.pop("corpus", None), settings.pop("shared", None)
-    checked = {}
-    for key, value in settings.items():
-        checked[key] = setting(value, f"adapter.{key}", kind.defaults.get(key))
     primary, secondary = (_slug(model_id) for model_id in model_ids)
     adapter = load_or_fit(
         kind,
@@ -147,7 +119,7 @@ def _adapter(
         folder=folder,
         name=f"{primary}--{secondary}--{kind_name}",
         corpus=corpus,
-        settings=checked,
+        settings=settings,
         progress=progress,
         shared=shared,
         measure=partial(_measured, term),
@@ -183,26 +155,22 @@ def _method(config: Config, models: Models) -> Method:
     """Return the method; that of name caption is given what the captioner says."""
     options = dict(config["method"])
     if options["name"] == "caption":
-        count = whole_number(options.pop("search_width"), "method.search_width", at_least=1)
-        options["texts"] = _captions(config, count, models)
-    return options_of(METHODS, options, "method")
+        options["texts"] = _captions(config, options["search_width"] or 1, models)
+    return make(METHODS, options, "method")
 
 
 def _refine(config: Config) -> Method:
     """Return the method that goes on from the first one's best prompt, so that it needs no length
     of its own.
     """
-    return options_of(METHODS, {**config, "prompt_length": None}, "refine")
+    return make(METHODS, {**config, "prompt_length": None}, "refine")
 
 
 def _strategy(config: Config, method: Method) -> Strategy:
     """Return the strategy; that of name auto is the beam search that suits the method."""
     if config["name"] != "auto":
-        return options_of(STRATEGIES, config, "strategy")
-    if config["beam_width"] is None:
-        return Beam(method.beam_width)
-    with naming("strategy"):
-        return Beam(whole_number(config["beam_width"], "beam_width"))
+        return make(STRATEGIES, config, "strategy")
+    return Beam(config["beam_width"] or method.beam_width)
 
 
 def _probe(config: Config, models: Models) -> Probe | None:
@@ -215,7 +183,7 @@ def _probe(config: Config, models: Models) -> Probe | None:
     draft = options.pop("draft")
     if draft["model_id"] is not None:
         options["draft"] = term_of({**config[PRIMARY], **draft}, "scoring.draft", models)
-    return options_of({"probe": Probe}, options, "scoring")
+    return make({"probe": Probe}, options, "scoring")
 
 
 def _captions(config: Config, count: int, models: Models) -> list[str]:
@@ -224,8 +192,7 @@ def _captions(config: Config, count: int, models: Models) -> list[str]:
     image = image_of(config, "captioner")
     captioner = load(Captioner, entry, "captioner", models)
     with naming("captioner"):
-        length = whole_number(entry["max_new_tokens"], "max_new_tokens", at_least=1)
-        question = str(entry["question"])
+        length, question = entry["max_new_tokens"], entry["question"]
         return captioner.caption(image, count=count, max_new_tokens=length, question=question)
 
 
@@ -233,17 +200,7 @@ def _written(config: Config, models: Models) -> str:
     """Return the text to start from, the user's or the captioner's; empty for none."""
     if config["init"] == "caption":
         return _captions(config, 1, models)[0]
-    return "" if config["init"] in (None, "random") else str(config["init"])
-
-
-def _constraints(config: Config) -> Constraints:
-    """Return the constraints of every prompt."""
-    options = dict(config)
-    for name in ("ascii", "words"):
-        truth(options[name], f"constraints.{name}")
-    for name in ("block", "allow"):
-        options[name] = tuple(str(text) for text in list_of(options[name], f"constraints.{name}"))
-    return Constraints(**options)
+    return "" if config["init"] in (None, "random") else config["init"]
 
 
 def _slug(model_id: str) -> str:

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EPIPE
+from io import TextIOWrapper
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 from rich.text import Text
+
+from fuse.errors import escaped
 
 if TYPE_CHECKING:
     from fuse.types import Result, Step
@@ -27,6 +30,16 @@ EARLY = {
     "max_evaluations": "as many candidates as were asked for are scored",
 }
 """What is said of searches that end before their steps are made."""
+
+
+MAX_LINE = 2000
+"""Characters of one line; of longer ones the middle is left out."""
+
+
+def one_line(text: str) -> str:
+    """Return a text as it may be shown: without line breaks and codes that a terminal obeys."""
+    shown = escaped(text)
+    return shown if len(shown) <= MAX_LINE else f"{shown[: MAX_LINE // 2]} ... {shown[-200:]}"
 
 
 class _Lenient:
@@ -59,7 +72,12 @@ output = _Output(highlight=False)
 
 
 def set_up() -> None:
-    """Send our warnings to standard error, one line each."""
+    """Send our warnings to standard error, one line each; let outputs escape what they cannot
+    spell.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler = RichHandler(console=errors, show_time=False, show_path=False, markup=False)
     handler.setLevel(logging.WARNING)
     logger = logging.getLogger("fuse")
@@ -81,17 +99,17 @@ def quiet_libraries() -> None:
 
 def fail(message: str) -> None:
     """Show one line about what went wrong."""
-    errors.print(Text(f"error: {message}"), style="red", soft_wrap=True)
+    errors.print(Text(f"error: {one_line(message)}"), style="red", soft_wrap=True)
 
 
 def announce(name: str) -> None:
     """Show which picture of several comes now."""
-    output.print(Text(name), style="dim", soft_wrap=True)
+    output.print(Text(one_line(name)), style="dim", soft_wrap=True)
 
 
 def note(message: str) -> None:
     """Show one line that is no error."""
-    errors.print(Text(message), style="dim", soft_wrap=True)
+    errors.print(Text(one_line(message)), style="dim", soft_wrap=True)
 
 
 def fitting(words: Sequence[str]) -> Iterable[str]:
@@ -104,7 +122,7 @@ class SearchBar:
 
     def __init__(self, progress: Progress, name: str, steps: int) -> None:
         self._progress = progress
-        self._task = progress.add_task(name or "step", total=steps, loss="", prompt="")
+        self._task = progress.add_task(one_line(name) or "step", total=steps, loss="", prompt="")
         self._best: Step | None = None
 
     def __call__(self, step: Step) -> None:
@@ -112,7 +130,10 @@ class SearchBar:
         if self._best is None or step.loss < self._best.loss:
             self._best = step
         self._progress.update(
-            self._task, completed=step.step, loss=f"{step.best_loss:.3f}", prompt=self._best.prompt
+            self._task,
+            completed=step.step,
+            loss=f"{step.best_loss:.3f}",
+            prompt=one_line(self._best.prompt),
         )
 
 
@@ -132,7 +153,7 @@ def search_bars(steps: Mapping[str, int]) -> Iterator[dict[str, SearchBar]]:
 
 def show(result: Result) -> None:
     """Show the prompt, the total loss and each term's loss."""
-    output.print(Text(result.prompt), style="bold", soft_wrap=True)
+    output.print(Text(one_line(result.prompt)), style="bold", soft_wrap=True)
     parts = [f"{name} {term.loss:.4f} x {term.weight:g}" for name, term in result.terms.items()]
     output.print(Text(f"loss {result.loss:.4f} = {' + '.join(parts)}"), soft_wrap=True)
     if result.ended in EARLY:
@@ -146,4 +167,5 @@ def show(result: Result) -> None:
 def show_former(name: str, report: Mapping[str, Any] | None) -> None:
     """Show a result that was there already."""
     announce(f"{name or 'this run'}: done already")
-    output.print(Text(str((report or {}).get("prompt", ""))), style="bold", soft_wrap=True)
+    prompt = one_line(str((report or {}).get("prompt", "")))
+    output.print(Text(prompt), style="bold", soft_wrap=True)

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fuse.app import console, hydra_errors
+from fuse.app import console
 from fuse.app.interrupt import StopRequest
+from fuse.app.overrides import as_argument
 from fuse.app.run_folder import (
     CONFIG,
     RunFolder,
@@ -21,7 +22,6 @@ from fuse.app.run_folder import (
     limits_of,
     lock,
 )
-from fuse.app.values import whole_number
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Session:
         """The folder of a run that can be resumed."""
         self._lock: IO[bytes] | None = None
         self._codes: list[int] = []
+        self._told: set[str] = set()
         self._models: Any = {}
 
     @property
@@ -66,9 +67,12 @@ class Session:
         return max(self._codes, default=0)
 
     def fail(self, message: str, code: int = WRONG_INPUT) -> None:
-        """Show one line about what went wrong."""
+        """Show in one line, or in a line each, what went wrong; nothing is told twice."""
         self._codes.append(code)
-        _quietly(console.fail, message)
+        for line in message.splitlines():
+            if line not in self._told:
+                self._told.add(line)
+                _quietly(console.fail, line)
 
     def crash(self, error: Exception, folder: Path) -> None:
         """Show one line about an error that is no mistake of the user's; the log has the whole of
@@ -86,8 +90,7 @@ class Session:
         from fuse.app.run import CheckpointEvery
 
         every = CheckpointEvery.parse(config["checkpoint_every"])
-        size = whole_number(config["batch_images"], "batch_images", at_least=1)
-        groups = _groups(config, size)
+        groups = _groups(config, config["batch_images"])
         check_same_run(folder, config)
         self._lock = lock(folder)
         for configs in groups:
@@ -107,7 +110,7 @@ class Session:
     def say_how_to_resume(self) -> None:
         """Show one line about how to go on, if there is a run to go on with."""
         if self.resumable is not None:
-            value = hydra_errors.as_argument("resume", str(self.resumable))
+            value = as_argument("resume", str(self.resumable))
             console.note(f"stopped; go on with: python find_prompt.py {value}")
 
     def _find_together(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from fuse.app.values import Config, naming, number, pick, truth, whole_number
+from fuse.app.schema import Config
+from fuse.app.values import naming
 from fuse.errors import FuseError
 from fuse.losses import NLL, ClassNLL, CosineDistance, Loss
 from fuse.models import Captioner, Model, open_image
+from fuse.options import options_of
 from fuse.registry import LM_LOSSES, MODELS
 from fuse.term import Term
 
@@ -30,18 +32,9 @@ Loader = Callable[[], Any]
 # From an entry to its model and its loss. What is sought is looked at before weights are loaded, so
 # that a mistake is reported at once.
 def _fluency_or_label(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    name = config["loss"] or ("cross_entropy" if config["label"] else "nll")
-    kind = pick(LM_LOSSES, name, f"{key}.loss")
-    checks = {
-        "label": lambda value, _: str(value or ""),
-        "tau": number,
-        "perplexity_weight": number,
-    }
-    options = {}
+    kind = LM_LOSSES[config["loss"] or ("cross_entropy" if config["label"] else "nll")]
     with naming(key):
-        for field in dataclasses.fields(kind):
-            options[field.name] = checks[field.name](config[field.name], field.name)
-        loss = kind(**options)
+        loss = kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
     return load_model(), loss
 
 
@@ -57,7 +50,7 @@ def _likeness_to_text(config: Config, key: str, load_model: Loader) -> tuple[Mod
             f'target=null: {key} needs a text whose meaning is sought; give target="TEXT"'
         )
     model = load_model()
-    return model, CosineDistance(model.embed_texts([str(config["target"])])[0])
+    return model, CosineDistance(model.embed_texts([config["target"]])[0])
 
 
 def _class(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
@@ -82,39 +75,35 @@ GOALS: dict[str, Callable[[Config, str, Loader], tuple[Model, Loss[Any]]]] = {
 
 def term_of(config: Config, key: str, models: Models) -> Term:
     """Return the term of one entry of the configuration."""
-    if not isinstance(config, Mapping):
-        raise FuseError(
-            f"{key}={config}: expected an entry with model_id and weight; to leave it out, "
-            "choose others in secondary=[...]"
-        )
-    kind, precise = pick(MODELS, config["kind"], f"{key}.kind"), None
+    kind, precise = MODELS[config["kind"]], None
     goal = GOALS[kind.goal]
     model, loss = goal(config, key, lambda: load(kind, config, key, models))
-    if str(config["dtype"]).startswith(MIXED):
+    if config["dtype"].startswith(MIXED):
         finer = {**config, "dtype": "float32"}
         precise, loss = goal(finer, key, lambda: load(kind, finer, key, models))
     with naming(key):
         return Term(
             model,
             loss,
-            weight=number(config["weight"], "weight"),
-            prefix=str(config["prefix"] or ""),
-            suffix=str(config["suffix"] or ""),
-            batch_size=whole_number(config["batch_size"], "batch_size", at_least=1),
+            weight=config["weight"],
+            prefix=config["prefix"],
+            suffix=config["suffix"],
+            batch_size=config["batch_size"],
             precise=precise,
-            prefix_cache=truth(config["prefix_cache"], "prefix_cache"),
-            packing=truth(config["packing"], "packing"),
+            prefix_cache=config["prefix_cache"],
+            packing=config["packing"],
         )
 
 
 def load(kind: type[M], config: Config, key: str, models: Models) -> M:
     """Return the model of an entry."""
     where = device_and_dtype(config, key)
-    options = {name: config[name] for name in getattr(kind, "load_options", ())}
-    known = (kind, str(config["model_id"]), *where.values(), *options.values())
+    own = getattr(kind, "load_options", None)
+    options = {name: config[name] for name in options_of(own)} if own else {}
+    known = (kind, config["model_id"], *where.values(), *options.values())
     if known not in models:
         with naming(key):
-            models[known] = kind.load(str(config["model_id"]), **where, **options)
+            models[known] = kind.load(config["model_id"], **where, **options)
     return cast(M, models[known])
 
 
@@ -124,13 +113,12 @@ def image_of(config: Config, key: str) -> Image:
         raise FuseError(
             f"image=null: {key} looks at a picture; give image=PATH, or choose models without one"
         )
-    return open_image(str(config["image"]))
+    return open_image(config["image"])
 
 
 def device_and_dtype(config: Config, key: str) -> dict[str, Any]:
     """Return the `dtype` and `device` of an entry."""
-    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
-    dtypes |= {MIXED + name: dtypes[name] for name in ("float16", "bfloat16")}
+    dtype = getattr(torch, config["dtype"].removeprefix(MIXED))
     device = config["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,4 +129,4 @@ def device_and_dtype(config: Config, key: str) -> dict[str, Any]:
         raise FuseError(
             f"{key}.device={device}: not to be had here ({reason}); give device=auto or device=cpu"
         ) from None
-    return {"dtype": pick(dtypes, config["dtype"], f"{key}.dtype"), "device": device}
+    return {"dtype": dtype, "device": device}

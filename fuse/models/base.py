@@ -49,8 +49,8 @@ class Model(ABC):
 
     goal: ClassVar[str] = "fluency"
     """What is sought with such a model, by its name in `fuse.app.terms.GOALS`."""
-    load_options: ClassVar[tuple[str, ...]] = ()
-    """What `load` takes from the configuration beside the id, the dtype and the device."""
+    load_options: ClassVar[type | None] = None
+    """A dataclass of what `load` takes from the configuration beside id, dtype and device."""
 
     supports_prefix_cache = False
     """Whether the model goes on from the `CachedPrefixes` that `prefill` returns."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import Doc
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel
@@ -21,6 +23,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Which weights an architecture is given."""
+
+    pretrained: Annotated[
+        str | None,
+        Doc(
+            "weights of an architecture: a tag of open_clip's or a file; "
+            "null for hub ids and folders"
+        ),
+    ] = None
+
+
 class OpenCLIP(EmbeddingModel):
     """A dual encoder of open_clip.
 
@@ -30,7 +45,7 @@ class OpenCLIP(EmbeddingModel):
     """
 
     goal = "image"
-    load_options = ("pretrained",)
+    load_options = Weights
 
     def __init__(self, network: Any, tokenizer: Any, preprocess: Callable[[Image], Tensor]) -> None:
         fast = fast_tokenizer(tokenizer)

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Doc
 
-from fuse.errors import FuseError
 from fuse.objective import PRIMARY, Known, Objective
+from fuse.options import check_options
 from fuse.statistics import rank_correlation
 from fuse.term import Term
 from fuse.types import Candidates, Ids
@@ -23,7 +26,7 @@ MIN_PROBE = 8
 
 @dataclass(frozen=True)
 class Probe:
-    """Choose the candidates that are scored, by a guess at the losses of all.
+    """Choose the candidates that are scored, by a guess at the losses of all (arXiv 2403.01251).
 
     Of n candidates the share `probe_share`, drawn at random, is scored, and so are the best by the
     guess. The draft's loss stands for the primary's in the weighted sum, by which all n are ranked;
@@ -37,14 +40,17 @@ class Probe:
     """
 
     draft: Term | None = None
-    probe_share: float = 1 / 16
-    reduction: float = 8.0
+    probe_share: Annotated[
+        float, Gt(0), Lt(1), Doc("of the candidates, drawn at random, tells how far the two agree")
+    ] = 1 / 16
+    reduction: Annotated[
+        float,
+        Ge(1),
+        Doc("where they do not agree at all, one candidate in so many is scored; else fewer"),
+    ] = 8.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.probe_share < 1:
-            raise FuseError(f"probe_share={self.probe_share}: expected a number between 0 and 1")
-        if not self.reduction >= 1:
-            raise FuseError(f"reduction={self.reduction}: expected 1 or more")
+        check_options(self)
 
     def choose(
         self,

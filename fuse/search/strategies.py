@@ -12,11 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from typing_extensions import Doc
 
-from fuse.errors import FuseError
+from fuse.options import Count, check_options
 from fuse.registry import STRATEGIES
 from fuse.types import Entry, Evaluation, Ids
 
@@ -66,13 +67,12 @@ class BeamState:
 
 @dataclass(frozen=True)
 class Beam(Strategy):
-    """Beam search: keeps the `beam_width` best; 1 is greedy search."""
+    """Keep the best of each step: beam search; a beam of 1 is greedy search."""
 
-    beam_width: int = 16
+    beam_width: Annotated[Count, Doc("prompts that are kept")] = 16
 
     def __post_init__(self) -> None:
-        if self.beam_width < 1:
-            raise FuseError(f"beam_width={self.beam_width}: expected at least 1")
+        check_options(self)
 
     @property
     def width(self) -> int:
@@ -101,17 +101,16 @@ class Frontier:
 
 @dataclass(frozen=True)
 class UniformCost(Strategy):
-    """Uniform-cost search: expands the cheapest of all that wait, one a step, and none twice.
+    """Expand the cheapest of all that wait, one a step, and none twice: uniform-cost search.
 
     What is scored and not yet expanded waits in a frontier of at most `frontier_max_size` entries,
     the cheapest; prompts of different lengths wait side by side.
     """
 
-    frontier_max_size: int = 256
+    frontier_max_size: Annotated[Count, Doc("entries that wait")] = 256
 
     def __post_init__(self) -> None:
-        if self.frontier_max_size < 1:
-            raise FuseError(f"frontier_max_size={self.frontier_max_size}: expected at least 1")
+        check_options(self)
 
     @property
     def num_ranked(self) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from typing_extensions import Doc
 
 from fuse.errors import FuseError
 from fuse.text.vocabulary import Vocabulary
@@ -28,10 +30,10 @@ class Constraints:
             list.
     """
 
-    ascii: bool = True
-    words: bool = False
-    block: Sequence[str] = ()
-    allow: Sequence[str] = ()
+    ascii: Annotated[bool, Doc("ASCII characters only")] = True
+    words: Annotated[bool, Doc("every token a word of letters")] = False
+    block: Annotated[Sequence[str], Doc("words that it does not hold")] = ()
+    allow: Annotated[Sequence[str], Doc("words and signs that it is made of; []: any")] = ()
 
     def allowed(self, vocabulary: Vocabulary) -> Bool[Tensor, " v"]:
         """Return which tokens a prompt may hold.

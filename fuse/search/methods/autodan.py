@@ -6,21 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Doc
 
-from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.nn.embedding_table import POINTS
+from fuse.options import Count, CountOrNone, NotNegative, Whole, check_options
 from fuse.search.methods.base import (
+    LINEARISE,
+    PROMPT_LENGTH,
+    SEARCH_WIDTH,
     Method,
+    Points,
     first_valid,
-    require_choices,
-    require_not_negative,
-    require_positive,
 )
 from fuse.statistics import standardised
 from fuse.types import Candidates, Ids
@@ -28,7 +30,7 @@ from fuse.types import Candidates, Ids
 
 @dataclass(frozen=True)
 class AutoDAN(Method):
-    """Appends one token a step.
+    """Write the prompt token by token (arXiv 2310.15140): append one a step.
 
     A next token v is ranked by -z(g_v) + `logit_weight` x log p(v | prompt) - `frequency_penalty` x
     (how often the prompt holds v): g is the objective's gradient at the position to be filled,
@@ -41,21 +43,21 @@ class AutoDAN(Method):
     """
 
     beam_width: ClassVar[int] = 16
-    search_width: int = 256
-    logit_weight: float = 1.0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    frequency_penalty: float = 0.0
-    linearise: Sequence[str] = ("current",)
-    prompt_length: int = 0
-    steps: int = 16
+    search_width: Annotated[Count, SEARCH_WIDTH] = 256
+    logit_weight: Annotated[
+        NotNegative, Doc("share of the LM's log-probability in choosing candidates")
+    ] = 1.0
+    temperature: Annotated[NotNegative, Doc("0: the best candidates; above: drawn")] = 0.0
+    top_p: Annotated[float, Gt(0), Le(1), Doc("drawn from the likeliest of this mass")] = 1.0
+    frequency_penalty: Annotated[
+        float, Doc("for each time that the prompt holds a token already")
+    ] = 0.0
+    linearise: Annotated[Points, LINEARISE] = ("current",)
+    prompt_length: Annotated[CountOrNone, PROMPT_LENGTH] = 0
+    steps: Annotated[Whole, Doc("at most")] = 16
 
     def __post_init__(self) -> None:
-        require_positive(self, "search_width")
-        require_not_negative(self, "logit_weight", "temperature")
-        require_choices(self, "linearise", POINTS)
-        if not 0 < self.top_p <= 1:
-            raise FuseError(f"top_p={self.top_p}: expected a number above 0, up to 1")
+        check_options(self)
 
     @property
     def reads_predictions(self) -> bool:

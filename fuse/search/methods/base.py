@@ -1,7 +1,8 @@
 """What a method is, and how to write one.
 
-1. One file with one frozen dataclass: its fields are the method's options, as in
-   `conf/method/NAME.yaml`.
+1. One file with one frozen dataclass: its fields are the method's options, each annotated with
+   what is allowed and a help line (`fuse/options.py`). `python scripts/write_conf.py` writes them
+   to `conf/method/NAME.yaml`.
 2. `init(guide, start, rng)` returns the method's state and the first beam.
 3. `propose(state, beam, guide, rng)` returns `Candidates`: token ids, and the row of the beam that
    each came from. A method that changes its state by proposing puts the next one into
@@ -19,18 +20,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from typing_extensions import Doc
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
+from fuse.options import OnceEach
 from fuse.types import Candidates, Evaluation, Ids
 
 DRAWN_AT_ONCE = 32
 """How many tokens are drawn for one position of a random prompt, of which the first valid one is
 taken.
 """
+
+Points = Annotated[Sequence[Literal["current", "mask", "mean"]], OnceEach]
+"""Some of `fuse.nn.embedding_table.POINTS`."""
+# What several methods have
+SEARCH_WIDTH = Doc("candidates scored in one step")
+PROMPT_LENGTH = Doc("free tokens of the first prompt")
+LINEARISE = Doc("what the models read where a gradient is taken; of several, they are summed")
+TOP_K = Doc("shortlisted tokens at each site")
+LEARNING_RATE = Doc("learning rate")
+WEIGHT_DECAY = Doc("weight decay")
 
 
 class Method(ABC):
@@ -83,29 +96,6 @@ class Method(ABC):
     def found(self, state: Any) -> Sequence[Ids]:
         """Return what the method collected, beside the best prompt, up to this state."""
         return ()
-
-
-def require_positive(method: Method, *names: str) -> None:
-    """Raise FuseError where one of these options of a method is below 1."""
-    for name in names:
-        if getattr(method, name) < 1:
-            raise FuseError(f"{name}={getattr(method, name)}: expected at least 1")
-
-
-def require_not_negative(method: Method, *names: str) -> None:
-    """Raise FuseError where one of these options of a method is below 0."""
-    for name in names:
-        if not getattr(method, name) >= 0:
-            raise FuseError(f"{name}={getattr(method, name)}: expected 0 or more")
-
-
-def require_choices(method: Method, name: str, known: Sequence[str]) -> None:
-    """Raise FuseError unless an option is one of `known`, or a list of different ones."""
-    value = getattr(method, name)
-    chosen = [value] if isinstance(value, str) else list(value)
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
-        count = "one" if isinstance(value, str) else "some"
-        raise FuseError(f"{name}={value}: expected {count} of {', '.join(known)}")
 
 
 def random_prompt(guide: Guide, length: int, rng: torch.Generator) -> Ids:

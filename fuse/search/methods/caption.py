@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from typing_extensions import Doc
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.search.methods.base import Method
+from fuse.options import Count, CountOrNone, Whole, check_options
+from fuse.search.methods.base import PROMPT_LENGTH, Method
 from fuse.types import Ids
 
 
 @dataclass(frozen=True)
 class Caption(Method):
-    """Starts from `texts`, what a captioner says of the picture, and makes no step."""
+    """Take a captioning model's own text as a baseline: a start with no steps.
+
+    Args:
+        texts: what a captioner says of the picture, the best first.
+    """
 
     greedy_only: ClassVar[bool] = True
     texts: Sequence[str]
-    prompt_length: int = 0
-    steps: int = 0
+    search_width: Annotated[Count, Doc("captions scored, the best of beam search")] = 1
+    prompt_length: Annotated[CountOrNone, PROMPT_LENGTH] = 0
+    steps: Annotated[Whole, Doc("none are made")] = 0
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[None, list[Ids]]:
-        rows = [row for row in guide.spelled(self.texts) if row is not None]
+        rows = [row for row in guide.spelled(self.texts[: self.search_width]) if row is not None]
         if not rows:
             raise FuseError(
                 f"method=caption: no model can take what the captioner says ({list(self.texts)}); "

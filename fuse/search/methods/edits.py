@@ -7,23 +7,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from typing_extensions import Doc
 
 from fuse.guide import Guide
-from fuse.search.methods.base import (
-    Method,
-    first_valid,
-    require_choices,
-    require_not_negative,
-    require_positive,
-)
+from fuse.options import Count, CountOrNone, OnceEach, Whole, check_options
+from fuse.search.methods.base import PROMPT_LENGTH, SEARCH_WIDTH, Method, first_valid
 from fuse.types import UNCHANGED, Candidates, Ids
 
-MOVES = ("swap", "insert", "delete")
+Move = Literal["swap", "insert", "delete"]
+MOVES: tuple[Move, ...] = ("swap", "insert", "delete")
 MAX_GAPS = 4
 """How many gaps of a row are open to an insertion in one step: each costs a row of its own where a
 gradient is taken.
@@ -68,17 +65,15 @@ class Edits(Method):
     pools, swaps and insertions are taken from the shortlists and from each pool in turn.
     """
 
-    search_width: int = 128
-    n_replace: int = 1
-    moves: Sequence[str] = MOVES
-    prompt_length: int = 8
-    buffer_size: int = 1
-    steps: int = 100
+    search_width: Annotated[Count, SEARCH_WIDTH] = 128
+    n_replace: Annotated[Count, Doc("tokens swapped at once")] = 1
+    moves: Annotated[Sequence[Move], OnceEach, Doc("[swap] keeps the length")] = MOVES
+    prompt_length: Annotated[Count, PROMPT_LENGTH] = 8
+    buffer_size: Annotated[CountOrNone, Doc("best earlier prompts that compete again")] = 1
+    steps: Annotated[Whole, Doc("at most")] = 100
 
     def __post_init__(self) -> None:
-        require_positive(self, "search_width", "n_replace", "prompt_length")
-        require_not_negative(self, "buffer_size")
-        require_choices(self, "moves", MOVES)
+        check_options(self)
 
     @abstractmethod
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
@@ -159,7 +154,7 @@ class _Draw:
             row.insert(self._lists.sites[site].position, self._token(site))
         return tuple(row)
 
-    def _moves(self, parent: int) -> list[str]:
+    def _moves(self, parent: int) -> list[Move]:
         """Return the moves that a row of the beam allows."""
         can_delete = len(self._beam[parent]) > 1
         found = []

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
+from typing_extensions import Doc
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.search.methods.base import require_choices, require_not_negative, require_positive
+from fuse.options import Count, NotNegative, Share, Whole, check_options
+from fuse.search.methods.base import PROMPT_LENGTH, WEIGHT_DECAY
 from fuse.search.methods.continuous import Continuous
 from fuse.types import Candidates, Ids
 
@@ -29,7 +31,6 @@ NEIGHBOURS = 16
 """From how many neighbours of each of the label's tokens rows start."""
 BANDWIDTH = 0.5
 """The distance, in units of the sphere's radius, at which two points begin to count as two."""
-STARTS = ("kmeans", "random", "label")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class State:
 
 @dataclass(frozen=True)
 class Embedding(Continuous):
-    """Minimises the objective + `distance_weight` x mean distance to the closest token +
+    """Collect different prompts that make the primary say a label.
+
+    Minimises the objective + `distance_weight` x mean distance to the closest token +
     `diversity_weight` x -log(1 + unique / total), by AdamW with `lr` and `weight_decay`, on
     `search_width` prompts at once.
 
@@ -60,23 +63,25 @@ class Embedding(Continuous):
     to the label's (label); a row that succeeds starts anew.
     """
 
-    search_width: int = 16
-    start: str = "kmeans"
-    distance_weight: float = 0.1
-    diversity_weight: float = 0.1
-    straight_through: float = 0.5
-    lr: float = 1.0
-    weight_decay: float = 0.0
-    prompt_length: int = 12
-    steps: int = 300
+    search_width: Annotated[Count, Doc("continuous prompts that descend side by side")] = 16
+    start: Annotated[
+        Literal["kmeans", "random", "label"],
+        Doc("kmeans: centroids of the table; random: tokens; label: the label's neighbours"),
+    ] = "kmeans"
+    distance_weight: Annotated[NotNegative, Doc("of the mean distance to the closest token")] = 0.1
+    diversity_weight: Annotated[NotNegative, Doc("of -log(1 + share of different tokens)")] = 0.1
+    straight_through: Annotated[
+        Share, Doc("share of the gradient that is taken at the nearest tokens")
+    ] = 0.5
+    lr: Annotated[NotNegative, Doc("learning rate, in units of a coordinate of the embeddings")] = (
+        1.0
+    )
+    weight_decay: Annotated[NotNegative, WEIGHT_DECAY] = 0.0
+    prompt_length: Annotated[Count, PROMPT_LENGTH] = 12
+    steps: Annotated[Whole, Doc("at most")] = 300
 
     def __post_init__(self) -> None:
-        require_positive(self, "search_width", "prompt_length")
-        require_not_negative(self, "distance_weight", "diversity_weight", "lr", "weight_decay")
-        require_choices(self, "start", STARTS)
-        if not 0 <= self.straight_through <= 1:
-            value = self.straight_through
-            raise FuseError(f"straight_through={value}: expected a number from 0 to 1")
+        check_options(self)
 
     def propose(
         self, state: State | None, beam: Sequence[Ids], guide: Guide, rng: torch.Generator

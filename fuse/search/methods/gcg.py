@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Doc
 
-from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.nn.embedding_table import POINTS
-from fuse.search.methods.base import require_choices, require_not_negative, require_positive
+from fuse.options import Count, NotNegative
+from fuse.search.methods.base import LINEARISE, TOP_K, Points
 from fuse.search.methods.edits import Edits, Shortlists, Site
 from fuse.statistics import standardised
 from fuse.types import UNCHANGED
@@ -26,7 +27,9 @@ STEPS_REMEMBERED = 4
 
 @dataclass(frozen=True)
 class GCG(Edits):
-    """Shortlists at each site the `top_k` allowed tokens of the most negative gradient.
+    """Put in tokens that the gradient favours (arXiv 2307.15043).
+
+    The shortlist of a site is the `top_k` allowed tokens of the most negative gradient.
 
     `linearise` names what the models read at the site while the gradient is taken, as
     `Objective.token_gradient` has it. With a `logit_weight` w the shortlist is that of -z(gradient)
@@ -36,18 +39,15 @@ class GCG(Edits):
     step's.
     """
 
-    top_k: int = 64
-    linearise: Sequence[str] = ("current",)
-    logit_weight: float = 0.0
-    momentum: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "top_k")
-        require_not_negative(self, "logit_weight")
-        require_choices(self, "linearise", POINTS)
-        if not 0 <= self.momentum < 1:
-            raise FuseError(f"momentum={self.momentum}: expected 0 or more, and below 1")
+    top_k: Annotated[Count, TOP_K] = 64
+    linearise: Annotated[Points, LINEARISE] = ("current",)
+    logit_weight: Annotated[
+        NotNegative,
+        Doc("share of the LM's log-probability in the shortlist; 0: the gradient alone"),
+    ] = 0.0
+    momentum: Annotated[
+        float, Ge(0), Lt(1), Doc("share of earlier gradients (arXiv 2405.01229)")
+    ] = 0.0
 
     @property
     def reads_predictions(self) -> bool:

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Doc
 
 from fuse.guide import Guide
-from fuse.search.methods.base import require_not_negative, require_positive
+from fuse.options import Count, NotNegative, Whole, check_options
+from fuse.search.methods.base import LEARNING_RATE, PROMPT_LENGTH, WEIGHT_DECAY
 from fuse.search.methods.continuous import Continuous, spellable
 from fuse.types import Candidates, Ids
 
@@ -29,20 +31,19 @@ class State:
 
 @dataclass(frozen=True)
 class PEZ(Continuous):
-    """Moves all tokens at once.
+    """Move a continuous prompt by gradients at the nearest tokens (arXiv 2302.03668).
 
     The objective's gradient is taken at the nearest tokens, and applied by AdamW with `lr` and
     `weight_decay` to a continuous copy, which starts at the tokens of the first prompt.
     """
 
-    lr: float = 0.1
-    weight_decay: float = 0.1
-    prompt_length: int = 8
-    steps: int = 500
+    lr: Annotated[NotNegative, LEARNING_RATE] = 0.1
+    weight_decay: Annotated[NotNegative, WEIGHT_DECAY] = 0.1
+    prompt_length: Annotated[Count, PROMPT_LENGTH] = 8
+    steps: Annotated[Whole, Doc("at most")] = 500
 
     def __post_init__(self) -> None:
-        require_positive(self, "prompt_length")
-        require_not_negative(self, "lr", "weight_decay")
+        check_options(self)
 
     def propose(
         self, state: State | None, beam: Sequence[Ids], guide: Guide, rng: torch.Generator

@@ -6,30 +6,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from typing_extensions import Doc
 
 from fuse.guide import Guide
-from fuse.search.methods.base import require_choices, require_positive
+from fuse.options import Count
 from fuse.search.methods.edits import Edits, Shortlists, Site
 
 
 @dataclass(frozen=True)
 class Random(Edits):
-    """Takes a token from a ball around a site's present one.
+    """Edit without any gradient: take a token from a ball around a site's present one.
 
     `search_ball` L0: any allowed token. L2: the `top_k` allowed tokens whose embeddings are the
     nearest to the present one's (to that of a neighbour, at an insertion).
     """
 
-    search_ball: str = "L0"
-    top_k: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "top_k")
-        require_choices(self, "search_ball", ("L0", "L2"))
+    search_ball: Annotated[
+        Literal["L0", "L2"], Doc("L0: any token; L2: near ones in the embedding table")
+    ] = "L0"
+    top_k: Annotated[Count, Doc("how many are near")] = 64
 
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
         tokens = guide.allowed.nonzero().flatten()

@@ -1,0 +1,126 @@
+"""One call of the command line: compose, search, and put every mistake into a line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fuse.app.config import COMPLAINTS, checked, explain, is_complaint, register_resolvers
+from fuse.app.overrides import MULTIRUN, encoded, prepared, unquoted
+from fuse.app.places import CONF
+from fuse.app.run_folder import CONFIG, LIMITS, differences, saved_config
+from fuse.app.session import Session
+from fuse.errors import FuseError
+
+
+def run(session: Session) -> None:
+    """Make the runs that the command line asks for, one or those of a sweep."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its complaints, as we want them
+    register_resolvers()
+    decorate = hydra.main(version_base=None, config_path=str(CONF), config_name="config")
+    compose_and_search = decorate(partial(_job, session))
+    try:
+        sys.argv[1:] = [*prepared(sys.argv[1:]), *into_same_folder(sys.argv[1:])]
+        try:
+            compose_and_search()
+        except OSError as error:
+            if session.began or is_complaint(error) or isinstance(error, BrokenPipeError):
+                raise
+            sys.argv += into_another_folder(error, session.problems)
+            compose_and_search()
+    except FuseError as error:
+        session.fail(str(error))
+    except (*COMPLAINTS, ValueError) as error:
+        if "configure handler" in str(error):
+            session.fail(f"the run's log cannot be written ({error.__context__})", 1)
+        elif not is_complaint(error):
+            raise
+        else:
+            session.fail(explain(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        session.fail(f"{error.filename}: {error.strerror}; choose another folder")
+
+
+def _job(session: Session, config: DictConfig) -> None:
+    """Make one run; a mistake in it lets the others of a sweep go on."""
+    session.began = True
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        plain = checked(config)
+        if plain["resume"] is not None:
+            plain = resumed(plain, folder, list(HydraConfig.get().overrides.task))
+        session.find(plain, folder)
+    except FuseError as error:
+        session.fail(str(error))
+    except COMPLAINTS as error:
+        session.fail(explain(error))
+    except Exception as error:
+        session.crash(error, folder)
+    if session.stop.signal:
+        raise SystemExit(session.exit_code)
+
+
+def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Return the config that a folder remembers, with the limits that the command line gives.
+
+    Raises:
+        FuseError: the command line asks for something else.
+    """
+    saved = saved_config(folder)
+    if saved is None or not set(config) <= set(saved):
+        raise FuseError(f"resume={config['resume']}: holds no {CONFIG}; give the folder of a run")
+    given = [override.partition("=")[0].lstrip("+~") for override in overrides]
+    wrong = [name for name in given if "@" in name or name == "experiment"]
+    for text in differences(saved, config):
+        if any(is_part(text.partition("=")[0], name) for name in given):
+            wrong.append(text)
+    if wrong:
+        raise FuseError(
+            f"resume={config['resume']}: the run has other options: {', '.join(wrong)}; "
+            "leave them out"
+        )
+    limits = {name: config[name] for name in LIMITS if name in given}
+    return {**saved, **limits, "resume": None}
+
+
+def is_part(key: str, name: str) -> bool:
+    """Whether an override of this name is about a key: itself, or the choice of its group."""
+    chosen = key.rpartition(".")[2] in ("name", "kind", "model_id", "beam_width")
+    return key == name or (chosen and key.startswith(f"{name}."))
+
+
+def into_same_folder(arguments: list[str]) -> list[str]:
+    """Return the command line of a resume, whose run folder is the one that it names.
+
+    Raises:
+        FuseError: there is no such run.
+    """
+    plain = [text.lstrip("+") for text in arguments]
+    named = [text.partition("=")[2] for text in plain if text.startswith("resume=")]
+    if not named or named[-1] in ("null", "") or set(MULTIRUN) & set(arguments):
+        return []
+    folder = Path(unquoted(named[-1])).expanduser()
+    if not (folder / CONFIG).is_file():
+        raise FuseError(f"resume={named[-1]}: holds no {CONFIG}; give the folder of a run")
+    return [f"hydra.run.dir={encoded(str(folder))}", "hydra.output_subdir=null"]
+
+
+def into_another_folder(error: OSError, problems: list[str]) -> list[str]:
+    """Return the command line of a run whose folder cannot be written: a temporary one."""
+    other = tempfile.mkdtemp(prefix="fuse-")
+    reason = error.strerror or type(error).__name__
+    problems.append(
+        f"{error.filename}: could not be written ({reason}); the results are in {other}"
+    )
+    value = encoded(other)
+    return [f"hydra.run.dir={value}", f"hydra.sweep.dir={value}", "hydra.output_subdir=null"]

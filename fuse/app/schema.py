@@ -1,0 +1,403 @@
+"""The configuration: every key described once, and a whole configuration checked at once.
+
+Options of methods, strategies and adapters are described where these are; here is what a run has
+beside them. Nothing of this file imports a network library before a configuration is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import StringConstraints
+from typing_extensions import Doc
+
+from fuse.errors import FuseError, one_of
+from fuse.options import (
+    Count,
+    NotNegative,
+    OneOf,
+    Option,
+    Positive,
+    Whole,
+    Words,
+    mistakes_in,
+    options_of,
+    shown,
+)
+from fuse.registry import ADAPTERS, LM_LOSSES, METHODS, MODELS, STRATEGIES
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """Mark a text that is taken from the command line exactly as it is typed.
+
+    Args:
+        or_null: whether an unquoted null is no text, but none.
+    """
+
+    or_null: bool = False
+
+
+Text = Annotated[str, Verbatim()]
+Path = Annotated[str, MinLen(1), Verbatim(or_null=True), Words("a path")]
+ModelId = Annotated[str, MinLen(1), Verbatim(or_null=True), Words("a hub id or a local folder")]
+Pictures = Annotated[Path | list[Path] | None, Words("a picture, a folder, a list, or null")]
+Device = Annotated[
+    str, StringConstraints(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,3})?)$"),
+    Words("auto, cpu, cuda, cuda:1, mps, xpu"),
+]  # fmt: skip
+DType = Literal["float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
+Interval = Annotated[
+    Annotated[int, Ge(1)] | Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?s$")] | None,
+    Words("a number of steps such as 10, seconds such as 30s, or null"),
+]
+LARGE = 1e9
+Weight = Annotated[float, Ge(-LARGE), Le(LARGE)]
+"""In the sum of losses: beyond, float32 would lose the other terms."""
+
+DEVICE = Doc("where it runs")
+DTYPE = Doc(
+    "float32, float16, bfloat16; mixed_float16, mixed_bfloat16: "
+    "the best few are scored again in float32"
+)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run has beside its parts and models."""
+
+    image: Annotated[Pictures, Doc("the picture to caption, a folder or a list of them; or null")]
+    batch_images: Annotated[
+        Count, Doc("pictures of a folder that are searched at once, in shared forward passes")
+    ]
+    target: Annotated[Text | None, Doc("a text whose meaning is sought")]
+    label: Annotated[Text | None, Doc("a text that the LM shall say")]
+    init: Annotated[
+        Text | None,
+        Doc("a text to start from; random: random tokens; caption: the captioner's sentence"),
+    ]
+    steps: Annotated[Whole | None, Doc("null: the method's own number, and that of `refine`")]
+    stop_loss: Annotated[float | None, Doc("end at this loss")]
+    time_limit: Annotated[Positive | None, Doc("end after so many seconds")]
+    max_evaluations: Annotated[Annotated[int, Ge(1)] | None, Doc("end after so many candidates")]
+    stop_at_label: Annotated[bool, Doc("end when the LM greedily says the label")]
+    prompt_length: Annotated[Whole | None, Doc("null: the method's own length of its first prompt")]
+    seed: Annotated[Annotated[int, Ge(0), Le(2**63 - 1)], Doc("the same seed gives the same run")]
+    resume: Annotated[Path | None, Doc("the folder of a run that goes on where it was stopped")]
+    checkpoint_every: Annotated[
+        Interval, Doc("steps, or seconds such as 30s; null: no checkpoints")
+    ]
+    device: Annotated[Device, DEVICE]
+    dtype: Annotated[DType, DTYPE]
+
+
+@dataclass(frozen=True)
+class CaptionerOptions:
+    """Who writes for method=caption and init=caption."""
+
+    model_id: Annotated[ModelId, Doc("BLIP, BLIP-2, any image-text-to-text model")]
+    question: Annotated[Text, Doc("for models that are talked to")]
+    max_new_tokens: Annotated[Count, Doc("tokens of a caption, at most")]
+    device: Annotated[Device, DEVICE]
+    dtype: Annotated[DType, DTYPE]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the entry of every model holds, in `primary` and in `secondary`."""
+
+    kind: Annotated[Annotated[str, OneOf(tuple(MODELS))], Doc("what kind of model it is")]
+    model_id: Annotated[ModelId, Doc("a hub id or a local folder")]
+    weight: Annotated[Weight, Doc("of its loss in the sum")]
+    prefix: Annotated[Text, Doc("fixed text before the prompt")]
+    suffix: Annotated[Text, Doc("fixed text after it")]
+    batch_size: Annotated[Count, Doc("rows in one forward pass")]
+    prefix_cache: Annotated[bool, Doc("false: every row is read whole; changes no result")]
+    packing: Annotated[bool, Doc("false: the rows of a batch are padded; changes no result")]
+    device: Annotated[Device, DEVICE]
+    dtype: Annotated[DType, DTYPE]
+    corpus: Annotated[Path | None, Doc("what adapters are fitted on")] = None
+
+
+@dataclass(frozen=True)
+class FluencyOrLabel:
+    """What is sought with a causal LM."""
+
+    loss: Annotated[
+        Annotated[str, OneOf(tuple(LM_LOSSES))] | None,
+        Doc(
+            "nll, log_prob, kl_div: fluency; cross_entropy: how readily the LM says the label; "
+            "null: the last with a label, else nll"
+        ),
+    ]
+    label: Annotated[Text | None, Doc("the text that it shall say")]
+    perplexity_weight: Annotated[
+        NotNegative, Doc("of cross_entropy: weight of the prompt's own nll")
+    ]
+    tau: Annotated[
+        Positive,
+        Doc("of kl_div: width of a token's neighbourhood, in squared units of the embeddings"),
+    ]
+
+
+@dataclass(frozen=True)
+class Fluency:
+    """What is sought with a masked LM: nothing but fluency."""
+
+
+@dataclass(frozen=True)
+class ImageGoal:
+    """What is sought with a model that looks at a picture."""
+
+    image: Annotated[Pictures, Doc("the picture that the text is to fit")]
+
+
+@dataclass(frozen=True)
+class TextGoal:
+    """What is sought with a sentence encoder."""
+
+    target: Annotated[Text | None, Doc("the text whose meaning is sought")]
+
+
+@dataclass(frozen=True)
+class ClassGoal:
+    """What is sought with a classifier."""
+
+    target: Annotated[Text | int | None, Doc("the class that is sought: its name or its number")]
+
+
+GOAL_OPTIONS: dict[str, type] = {
+    "fluency or label": FluencyOrLabel,
+    "fluency": Fluency,
+    "image": ImageGoal,
+    "text": TextGoal,
+    "class": ClassGoal,
+}
+"""What the entry of a model holds beside `ModelOptions`, by `Model.goal`."""
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """Where fitted adapters are, and what they are fitted on."""
+
+    cache_dir: Annotated[Path, Doc("where fitted adapters are kept")]
+    shared: Annotated[
+        Path | None, Doc("a folder or a hub repository to look for them in before fitting")
+    ]
+    corpus: Annotated[
+        Path | None,
+        Doc(
+            "a text file, or a `datasets` id with its configuration after a colon; "
+            "null: the words of both vocabularies"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class AutoStrategy:
+    """Beam search as wide as suits the method: 16 for autodan, 1 (greedy) for all others."""
+
+    beam_width: Annotated[Count | None, Doc("null: the method's own")] = None
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Every candidate is scored."""
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """Who guesses: what differs from the primary's entry; it may have other tokens."""
+
+    model_id: Annotated[
+        ModelId | None,
+        Doc(
+            "null: the primary, reading little more than what changed; or a smaller model of its "
+            "kind, distilgpt2 for gpt2-xl"
+        ),
+    ]
+    batch_size: Annotated[Count, Doc("rows in one forward pass")]
+    device: Annotated[Device, DEVICE]
+    dtype: Annotated[DType, DTYPE]
+
+
+# --- the check ----------------------------------------------------------------------------------
+
+
+def check(config: Config) -> None:
+    """Check a composed configuration.
+
+    Raises:
+        FuseError: with one line for each mistake.
+    """
+    lines = Check(config).lines
+    if lines:
+        raise FuseError("\n".join(dict.fromkeys(lines)))
+
+
+class Check:
+    """All mistakes of one configuration; `lines` holds them in its order."""
+
+    def __init__(self, config: Config) -> None:
+        self._keys = list(keys_of(config))
+        sections: dict[str, Callable[[Any, str], None]] = {
+            "method": self._method,
+            "refine": self._refine,
+            "strategy": self._strategy,
+            "scoring": self._scoring,
+            "adapter": self._adapter,
+            "primary": self._model,
+            "secondary": self._secondaries,
+            "constraints": self._constraints,
+            "captioner": self._captioner,
+        }
+        plain = {name: value for name, value in config.items() if name not in sections}
+        self.lines: list[str] = []
+        self._wrong: dict[str, Any] = {}
+        self._section(plain, options_of(RunOptions), "", also=sections)
+        for name, option in options_of(RunOptions).items():
+            if name in plain and not option.accepts(plain[name]):
+                self._wrong[name] = plain[name]
+        for name, section in sections.items():
+            section(config.get(name), name)
+
+    def _section(
+        self,
+        values: Any,
+        options: Mapping[str, Option],
+        key: str,
+        nullable: bool = False,
+        also: Iterable[str] = (),
+    ) -> None:
+        """Check the values of one section.
+
+        Args:
+            also: names of the section that are checked elsewhere.
+        """
+        if not isinstance(values, Mapping):
+            choice = "; choose one by its name" if "." not in key else ""
+            self.lines.append(f"{key}={shown(values)}: expected an entry with options{choice}")
+            return
+        told = set()  # what ${device} hands on is told once
+        for name, value in values.items() if key else ():
+            if name in self._wrong and self._wrong[name] == value:
+                told.add(options[name].mistake(value, f"{key}.{name}"))
+        given = {f"{key}.{name}" if key else name for name in values if name not in options}
+        known = [name for name in (*also, *self._keys) if name not in given]
+        lines = mistakes_in(values, options, key, nullable, known)
+        self.lines += [line for line in lines if line not in told]
+
+    def _part(self, values: Any, kinds: Mapping[str, Any], key: str, *more: type) -> None:
+        """Check a method, a strategy or another part with a name; null stands for its defaults."""
+        kind = self._named(values, kinds, key)
+        if kind is not None:
+            options = dict(options_of(kind))
+            for own in more:
+                options |= options_of(own)
+            own_values = {name: value for name, value in values.items() if name != "name"}
+            self._section(own_values, options, key, nullable=True)
+
+    def _named(self, values: Any, kinds: Mapping[str, Any], key: str) -> Any:
+        """Return the class that an entry names; None after a mistake."""
+        name = values.get("name") if isinstance(values, Mapping) else values
+        if isinstance(values, Mapping) and isinstance(name, str) and name in kinds:
+            return kinds[name]
+        what = f"{key}.name" if isinstance(values, Mapping) else key
+        self.lines.append(f"{what}={shown(name)}: {one_of(name, kinds)}")
+        return None
+
+    def _method(self, values: Any, key: str) -> None:
+        self._part(values, METHODS, key)
+
+    def _refine(self, values: Any, key: str) -> None:
+        if values is not None:
+            self._part(values, METHODS, key)
+
+    def _strategy(self, values: Any, key: str) -> None:
+        self._part(values, {"auto": AutoStrategy, **STRATEGIES}, key)
+
+    def _scoring(self, values: Any, key: str) -> None:
+        from fuse.search.screening import Probe
+
+        if not isinstance(values, Mapping) or values.get("name") != "probe":
+            self._part(values, {"exact": Exact, "probe": Probe}, key)
+            return
+        own = {name: value for name, value in values.items() if name != "draft"}
+        self._part(own, {"probe": Probe}, key)
+        self._section(values.get("draft"), options_of(DraftOptions), f"{key}.draft")
+
+    def _adapter(self, values: Any, key: str) -> None:
+        kinds = {name: kind.settings for name, kind in ADAPTERS.items()}
+        settings = self._named(values, kinds, key)
+        if settings is not None:
+            own = {name: value for name, value in values.items() if name != "name"}
+            self._section(own, options_of(AdapterFiles) | options_of(settings), key)
+
+    def _model(self, values: Any, key: str) -> None:
+        """Check the entry of a model, whose options depend on its kind."""
+        options = options_of(ModelOptions)
+        if not isinstance(values, Mapping):
+            self.lines.append(
+                f"{key}={shown(values)}: expected an entry with model_id and weight; to leave it "
+                "out, choose others in secondary=[...]"
+            )
+        elif "kind" not in values:
+            self.lines.append(
+                f"{key}: no such entry; choose entries by name, such as secondary=[clip,sentence]"
+            )
+        elif not options["kind"].accepts(values["kind"]):
+            self.lines.append(options["kind"].mistake(values["kind"], f"{key}.kind"))
+        else:
+            kind = MODELS[values["kind"]]
+            options |= options_of(GOAL_OPTIONS[kind.goal])
+            options |= options_of(kind.load_options) if kind.load_options else {}
+            self._section(values, options, key)
+
+    def _secondaries(self, values: Any, key: str) -> None:
+        if not isinstance(values, Mapping):
+            self.lines.append(f"{key}={shown(values)}: expected names such as [clip,sentence]")
+            return
+        for name, entry in values.items():
+            self._model(entry, f"{key}.{name}")
+
+    def _constraints(self, values: Any, key: str) -> None:
+        from fuse.text.constraints import Constraints
+
+        self._section(values, options_of(Constraints), key)
+
+    def _captioner(self, values: Any, key: str) -> None:
+        self._section(values, options_of(CaptionerOptions), key)
+
+
+def keys_of(config: Any, key: str = "") -> Iterable[str]:
+    """Return the full name of every key of a configuration."""
+    for name, value in config.items() if isinstance(config, Mapping) else ():
+        full = f"{key}.{name}" if key else str(name)
+        yield full
+        yield from keys_of(value, full)
+
+
+def verbatim_keys() -> dict[str, Verbatim]:
+    """Return the last part of every key whose values are texts as they are typed."""
+    found: dict[str, Verbatim] = {"pretrained": Verbatim(or_null=True)}
+    described = (RunOptions, CaptionerOptions, ModelOptions, AdapterFiles, DraftOptions)
+    for kind in (*described, *GOAL_OPTIONS.values()):
+        for name, option in options_of(kind).items():
+            marks = list(_marks(option.hint))
+            if marks:
+                found[name] = Verbatim(all(mark.or_null for mark in marks))
+    return found
+
+
+def _marks(hint: Any) -> Iterable[Verbatim]:
+    """Return every mark of verbatim text within a type."""
+    for part in get_args(hint):
+        if isinstance(part, Verbatim):
+            yield part
+        else:
+            yield from _marks(part)
