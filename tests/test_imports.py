@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ORDER = """errors types memo statistics registry text nn models losses adapters engine term
+ORDER = """errors images types memo statistics registry text nn models losses adapters engine term
     objective guide search app"""
 PARTS = ORDER.split()
 """Files and folders of the package: each imports only what stands before it."""
