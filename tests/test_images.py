@@ -400,6 +400,14 @@ def test_a_plug_in_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert "pillow-jxl-plugin" in describe(b"\xff\x0a\x7f\0")
 
 
+def test_what_is_known_is_not_guessed_to_be_something_else(tmp_path: Path) -> None:
+    """The header of this film is also one of a TGA, which has no mark of its own."""
+    head = bytearray(encoded(scene(), "TGA")[:18])
+    head[:4] = b"\0\0\1\xb3"
+    (tmp_path / "film.png").write_bytes(bytes(head) + bytes(100_000))
+    assert "MPEG" in refused(tmp_path / "film.png")
+
+
 def damaged(number: int) -> tuple[str, bytes]:
     """Return a picture with some bytes changed, cut out or doubled."""
     rng = random.Random(number)

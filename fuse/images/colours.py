@@ -24,7 +24,8 @@ def as_seen(image: Image) -> Image:
     """
     if image.mode == "F" or image.mode.startswith("I"):
         return _with_clear_level(image, _scaled(image))
-    image = image.convert(_STRAIGHT.get(image.mode, image.mode))
+    if image.mode in _STRAIGHT:
+        image = image.convert(_STRAIGHT[image.mode])
     named_clear = image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
     clear = named_clear or image.mode in ("LA", "PA", "RGBA")
     return image.convert("RGBA" if clear else "RGB")

@@ -12,43 +12,12 @@ from functools import cache
 
 from fuse.images.jxl import CODESTREAM, CONTAINER
 
-MARKED = [
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "AVIF",
-    "HEIF",
-    "JXL",
-    "JPEG2000",
-    "ICO",
-    "ICNS",
-    "PPM",
-    "PSD",
-    "QOI",
-    "DDS",
-    "DIB",
-    "CUR",
-    "SGI",
-    "PCX",
-    "DCX",
-    "SUN",
-    "MSP",
-    "FLI",
-    "FITS",
-    "BLP",
-    "FTEX",
-    "GBR",
-    "MCIDAS",
-    "PIXAR",
-    "XBM",
-    "XPM",
-    "XVTHUMB",
-]
+_COMMON = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL", "JPEG2000", "ICO")
+_PROGRAMS = ("ICNS", "PPM", "PSD", "QOI", "DDS", "DIB", "CUR", "SGI", "PCX", "DCX", "SUN", "MSP")
+_RARE = ("FLI", "FITS", "BLP", "FTEX", "GBR", "MCIDAS", "PIXAR", "XBM", "XPM", "XVTHUMB")
+MARKED = (*_COMMON, *_PROGRAMS, *_RARE)
 """Formats whose files begin with a mark of their own."""
-UNMARKED = ["IM", "IMT", "PCD", "SPIDER", "TGA"]
+UNMARKED = ("IM", "IMT", "PCD", "SPIDER", "TGA")
 """Formats that are guessed from numbers in a header: tried last."""
 PLUG_INS = {"HEIF": "pillow-heif", "JXL": "pillow-jxl-plugin", "AVIF": "a newer Pillow"}
 """What reads formats that Pillow itself may not read."""
@@ -109,6 +78,19 @@ def picture_suffixes() -> frozenset[str]:
     return frozenset(PLUG_IN_SUFFIXES) | {s for s, name in known.items() if name in formats}
 
 
+def foreign_name(head: bytes) -> str | None:
+    """Return what a file is that people take for a picture, and that is not read; None for others.
+
+    Args:
+        head: its first 512 bytes or so.
+    """
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, mark, name in _SIGNATURES:
+        if head[start:].startswith(mark) or (mark[:1] == b"<" and text.startswith(mark)):
+            return name
+    return "SVG" if text.startswith(b"<?xml") and b"<svg" in text else None
+
+
 def describe(head: bytes) -> str:
     """Return what a file is that is not read, and what to do.
 
@@ -120,15 +102,10 @@ def describe(head: bytes) -> str:
     needed = _plug_in(head)
     if needed is not None and needed not in readable_formats():
         return f"{needed} needs {PLUG_INS[needed]}: pip install 'fuse-prompt[images]'"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for start, mark, name in _SIGNATURES:
-        if head[start:].startswith(mark) or (mark[:1] == b"<" and text.startswith(mark)):
-            return f"it is {name}, which is not read; give it as PNG or JPEG"
-    if text.startswith(b"<?xml") and b"<svg" in text:
-        return "it is SVG, which is not read; give it as PNG or JPEG"
-    if needed is not None or head.startswith(
-        (b"\x89PNG", b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*")
-    ):
+    name = foreign_name(head)
+    if name is not None:
+        return f"it is {name}, which is not read; give it as PNG or JPEG"
+    if needed is not None or head.startswith(_MARKS):
         return "damaged, so that no picture is found in it; fetch it anew"
     return "not a picture; give a PNG, JPEG or WebP file"
 

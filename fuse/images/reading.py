@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from fuse.errors import FuseError, one_line
 from fuse.images.damage import bare
-from fuse.images.formats import describe, readable_formats
+from fuse.images.formats import describe, foreign_name, readable_formats
 from fuse.images.jxl import jxl_size
 from fuse.images.options import ReadingOptions
 
@@ -141,7 +141,9 @@ def _load(file: IO[bytes], options: ReadingOptions, where: str) -> Image:
     size = jxl_size(file)
     if size is not None:
         _check_pixels(*size, options, where)
-    image = Image.open(file, formats=readable_formats())
+    file.seek(0)
+    guess = foreign_name(file.read(HEAD_BYTES)) is None
+    image = Image.open(file, formats=readable_formats(unmarked=guess))
     _check_pixels(*image.size, options, where)
     with _without_stderr() if image.format == "TIFF" else nullcontext():
         image.load()
