@@ -13,12 +13,6 @@ class FuseError(Exception):
     """
 
 
-def escaped(text: str) -> str:
-    """Return a text without line breaks and codes that a terminal obeys."""
-    signs = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(signs)
-
-
 def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "did you mean NAME? " for the known name nearest to `name`, case aside; "" if none is
     near.
@@ -32,3 +26,10 @@ def one_of(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return what to say of a name that is not known: the nearest of the known ones, and all."""
     known = list(known)
     return f"{did_you_mean(name, known, cutoff)}expected one of {', '.join(known)}"
+
+
+def one_line(value: object) -> str:
+    """Return a value as text for a message, with escapes for what is not to be printed: ends of
+    lines, terminal codes, bytes of file names that are no text.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import core_schema
 from typing_extensions import Doc
 
-from fuse.errors import FuseError, did_you_mean, escaped
+from fuse.errors import FuseError, did_you_mean, one_line
 
 MAX_COUNT = 1_000_000
 """The most candidates, rows or tokens that a run may ask for at once: above, memory runs out."""
@@ -183,7 +183,7 @@ def mistakes_in(
 def shown(value: Any) -> str:
     """Return a value as a message shows it: in one line, as YAML has it, cut short."""
     words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else escaped(str(value))
+    text = words[value] if value is None or isinstance(value, bool) else one_line(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 

@@ -65,7 +65,7 @@ def described(path: Path) -> dict[str, Option]:
     """Return the options whose help lines a file shows."""
     group = path.parent.name
     if path.name == "config.yaml":
-        return options_of(schema.RunOptions)
+        return schema.run_options()
     if path.name == "probe.yaml":
         return options_of(Probe)
     if path.name == "auto.yaml":
@@ -150,7 +150,7 @@ def help_file() -> str:
     for group in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
         names = sorted(path.stem for path in group.glob("*.yaml"))
         lines.append(f"  {group.name:<12} {', '.join(names)}")
-    lines += ["", "Keys:", *_help_lines("", options_of(schema.RunOptions))]
+    lines += ["", "Keys:", *_help_lines("", schema.run_options())]
     lines += _help_lines("constraints.", options_of(Constraints))
     lines += _help_lines("captioner.", options_of(schema.CaptionerOptions))
     lines += ["", "Of primary and of every entry of secondary (secondary.NAME.):"]

@@ -177,6 +177,7 @@ def test_a_folder_of_pictures(tmp_path: Path, at_once: int) -> None:
     (folder / "notes.txt").write_text("no picture either")
     done = run(tmp_path / "out", f"image={folder}", "steps=1", f"batch_images={at_once}", code=2)
     assert [line for line in done.stderr.splitlines() if "error" in line and "broken.png" in line]
+    assert "1 file skipped: notes.txt" in done.stderr
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("result.json")) == [
         "boat.png",
         "cat.png",

@@ -14,7 +14,7 @@ from fuse.adapters.fidelity import Fidelity
 from fuse.adapters.store import load_or_fit
 from fuse.app.run_folder import LIMITS
 from fuse.app.schema import Config
-from fuse.app.terms import Models, image_of, load, term_of
+from fuse.app.terms import Models, load, required_image, term_of, with_pictures
 from fuse.app.values import make, naming
 from fuse.guide import Guide
 from fuse.models import Captioner
@@ -52,6 +52,7 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
         FuseError: values that do not go together, or with the models; its message names the key.
     """
     models = {} if models is None else models
+    config = with_pictures(config)
     method = _method(config, models)
     strategy = _strategy(config["strategy"], method)
     check_combination(method, strategy)
@@ -189,7 +190,7 @@ def _probe(config: Config, models: Models) -> Probe | None:
 def _captions(config: Config, count: int, models: Models) -> list[str]:
     """Return what the captioner says of the picture, the best first."""
     entry = config["captioner"]
-    image = image_of(config, "captioner")
+    image = required_image(config, "captioner")
     captioner = load(Captioner, entry, "captioner", models)
     with naming("captioner"):
         length, question = entry["max_new_tokens"], entry["question"]

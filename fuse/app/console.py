@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 from rich.text import Text
 
-from fuse.errors import escaped
+from fuse.errors import one_line
 
 if TYPE_CHECKING:
     from fuse.types import Result, Step
@@ -36,9 +36,9 @@ MAX_LINE = 2000
 """Characters of one line; of longer ones the middle is left out."""
 
 
-def one_line(text: str) -> str:
-    """Return a text as it may be shown: without line breaks and codes that a terminal obeys."""
-    shown = escaped(text)
+def clipped(text: str) -> str:
+    """Return a text as it may be shown: in one line, without codes that a terminal obeys."""
+    shown = one_line(text)
     return shown if len(shown) <= MAX_LINE else f"{shown[: MAX_LINE // 2]} ... {shown[-200:]}"
 
 
@@ -99,17 +99,17 @@ def quiet_libraries() -> None:
 
 def fail(message: str) -> None:
     """Show one line about what went wrong."""
-    errors.print(Text(f"error: {one_line(message)}"), style="red", soft_wrap=True)
+    errors.print(Text(f"error: {clipped(message)}"), style="red", soft_wrap=True)
 
 
 def announce(name: str) -> None:
     """Show which picture of several comes now."""
-    output.print(Text(one_line(name)), style="dim", soft_wrap=True)
+    output.print(Text(clipped(name)), style="dim", soft_wrap=True)
 
 
 def note(message: str) -> None:
     """Show one line that is no error."""
-    errors.print(Text(one_line(message)), style="dim", soft_wrap=True)
+    errors.print(Text(clipped(message)), style="dim", soft_wrap=True)
 
 
 def fitting(words: Sequence[str]) -> Iterable[str]:
@@ -122,7 +122,7 @@ class SearchBar:
 
     def __init__(self, progress: Progress, name: str, steps: int) -> None:
         self._progress = progress
-        self._task = progress.add_task(one_line(name) or "step", total=steps, loss="", prompt="")
+        self._task = progress.add_task(clipped(name) or "step", total=steps, loss="", prompt="")
         self._best: Step | None = None
 
     def __call__(self, step: Step) -> None:
@@ -133,7 +133,7 @@ class SearchBar:
             self._task,
             completed=step.step,
             loss=f"{step.best_loss:.3f}",
-            prompt=one_line(self._best.prompt),
+            prompt=clipped(self._best.prompt),
         )
 
 
@@ -153,7 +153,7 @@ def search_bars(steps: Mapping[str, int]) -> Iterator[dict[str, SearchBar]]:
 
 def show(result: Result) -> None:
     """Show the prompt, the total loss and each term's loss."""
-    output.print(Text(one_line(result.prompt)), style="bold", soft_wrap=True)
+    output.print(Text(clipped(result.prompt)), style="bold", soft_wrap=True)
     parts = [f"{name} {term.loss:.4f} x {term.weight:g}" for name, term in result.terms.items()]
     output.print(Text(f"loss {result.loss:.4f} = {' + '.join(parts)}"), soft_wrap=True)
     if result.ended in EARLY:
@@ -167,5 +167,5 @@ def show(result: Result) -> None:
 def show_former(name: str, report: Mapping[str, Any] | None) -> None:
     """Show a result that was there already."""
     announce(f"{name or 'this run'}: done already")
-    prompt = one_line(str((report or {}).get("prompt", "")))
+    prompt = clipped(str((report or {}).get("prompt", "")))
     output.print(Text(prompt), style="bold", soft_wrap=True)

@@ -15,6 +15,7 @@ from pydantic import StringConstraints
 from typing_extensions import Doc
 
 from fuse.errors import FuseError, one_of
+from fuse.images import ReadingOptions
 from fuse.options import (
     Count,
     NotNegative,
@@ -72,6 +73,7 @@ class RunOptions:
     """What a run has beside its parts and models."""
 
     image: Annotated[Pictures, Doc("the picture to caption, a folder or a list of them; or null")]
+    nested: Annotated[bool, Doc("whether pictures in folders of a folder count")]
     batch_images: Annotated[
         Count, Doc("pictures of a folder that are searched at once, in shared forward passes")
     ]
@@ -259,8 +261,8 @@ class Check:
         plain = {name: value for name, value in config.items() if name not in sections}
         self.lines: list[str] = []
         self._wrong: dict[str, Any] = {}
-        self._section(plain, options_of(RunOptions), "", also=sections)
-        for name, option in options_of(RunOptions).items():
+        self._section(plain, run_options(), "", also=sections)
+        for name, option in run_options().items():
             if name in plain and not option.accepts(plain[name]):
                 self._wrong[name] = plain[name]
         for name, section in sections.items():
@@ -372,6 +374,11 @@ class Check:
 
     def _captioner(self, values: Any, key: str) -> None:
         self._section(values, options_of(CaptionerOptions), key)
+
+
+def run_options() -> dict[str, Option]:
+    """Return the options at the top of the configuration, those of pictures among them."""
+    return options_of(RunOptions) | options_of(ReadingOptions)
 
 
 def keys_of(config: Any, key: str = "") -> Iterable[str]:

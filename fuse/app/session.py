@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from fuse.app import console
 from fuse.app.interrupt import StopRequest
 from fuse.app.overrides import as_argument
+from fuse.app.pictures import find_pictures
 from fuse.app.run_folder import (
     CONFIG,
     RunFolder,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 WRONG_INPUT, NOT_WRITTEN = 2, 1
 """Exit codes."""
 
@@ -189,28 +189,25 @@ class Session:
 
 
 def _groups(config: dict[str, Any], size: int) -> list[dict[str, dict[str, Any]]]:
-    """Return the configs of searches that go side by side, by name; "" for a run without a folder
-    of pictures.
-    """
+    """Return the configs of searches that go side by side, by name; "" for a run of one picture."""
     image = config["image"]
-    if image is None or not Path(image).is_dir():
+    if image is None:
         return [{"": config}]
-    pictures = sorted(p for p in Path(image).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    pictures = [picture for picture in pictures if picture.is_file()]
-    if not pictures:
-        suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise FuseError(
-            f"image={image}: a folder without pictures; expected files such as {suffixes}"
-        )
+    pictures = find_pictures(image, nested=config["nested"])
+    if pictures.note is not None:
+        console.note(pictures.note)
+    if "" in pictures.paths:
+        return [{"": config}]
+    found = list(pictures.paths.items())
     groups = []
-    for start in range(0, len(pictures), size):
-        part = pictures[start : start + size]
-        groups.append({p.name: _with_image(config, image, str(p)) for p in part})
+    for start in range(0, len(found), size):
+        part = found[start : start + size]
+        groups.append({name: _with_image(config, image, str(path)) for name, path in part})
     return groups
 
 
-def _with_image(config: Any, folder: str, image: str) -> Any:
-    """Return a configuration that looks at a picture wherever it looked at the folder."""
+def _with_image(config: Any, folder: Any, image: str) -> Any:
+    """Return a configuration that looks at a picture wherever it looked at the folder, or list."""
     if not isinstance(config, dict):
         return config
     found = {}

@@ -11,8 +11,9 @@ import torch
 from fuse.app.schema import Config
 from fuse.app.values import naming
 from fuse.errors import FuseError
+from fuse.images import ReadingOptions, open_image
 from fuse.losses import NLL, ClassNLL, CosineDistance, Loss
-from fuse.models import Captioner, Model, open_image
+from fuse.models import Captioner, Model
 from fuse.options import options_of
 from fuse.registry import LM_LOSSES, MODELS
 from fuse.term import Term
@@ -39,7 +40,7 @@ def _fluency_or_label(config: Config, key: str, load_model: Loader) -> tuple[Mod
 
 
 def _likeness_to_image(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    image = image_of(config, key)
+    image = required_image(config, key)
     model = load_model()
     return model, CosineDistance(model.embed_images([image])[0])
 
@@ -107,13 +108,35 @@ def load(kind: type[M], config: Config, key: str, models: Models) -> M:
     return cast(M, models[known])
 
 
-def image_of(config: Config, key: str) -> Image:
-    """Return the picture that an entry looks at."""
-    if not config["image"]:
+def with_pictures(config: Config) -> dict[str, Any]:
+    """Return a configuration with pictures, opened once each, in the place of their paths.
+
+    Raises:
+        FuseError: one cannot be read.
+    """
+    options = {name: config[name] for name in options_of(ReadingOptions)}
+    reading = ReadingOptions(**options)
+    opened: dict[str, Image] = {}
+
+    def replaced(entry: Config) -> dict[str, Any]:
+        path = entry.get("image")
+        if isinstance(path, str) and path not in opened:
+            opened[path] = open_image(path, options=reading)
+        return {**entry, "image": opened[path]} if isinstance(path, str) else dict(entry)
+
+    secondaries = {name: replaced(entry) for name, entry in config["secondary"].items()}
+    captions = "caption" in (config["method"]["name"], config["init"])
+    config = replaced(config) if captions else config
+    return {**config, "primary": replaced(config["primary"]), "secondary": secondaries}
+
+
+def required_image(config: Config, key: str) -> Image:
+    """Return the opened picture of an entry that looks at one."""
+    if config["image"] is None:
         raise FuseError(
             f"image=null: {key} looks at a picture; give image=PATH, or choose models without one"
         )
-    return open_image(config["image"])
+    return cast("Image", config["image"])
 
 
 def device_and_dtype(config: Config, key: str) -> dict[str, Any]:

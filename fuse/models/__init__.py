@@ -1,11 +1,11 @@
 """Kinds of network, one file each."""
 
+from fuse.images import open_image
 from fuse.models.base import EmbeddingModel, Model, VectorModel
 from fuse.models.captioner import Captioner
 from fuse.models.causal_lm import CausalLM
 from fuse.models.classifier import Classifier
 from fuse.models.clip import CLIP
-from fuse.models.images import open_image
 from fuse.models.masked_lm import MaskedLM
 from fuse.models.open_clip import OpenCLIP
 from fuse.models.sentence import SentenceEncoder

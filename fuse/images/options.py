@@ -1,0 +1,61 @@
+"""How pictures are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from typing_extensions import Doc
+
+from fuse.errors import FuseError, one_line
+from fuse.options import check_options
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """What a picture is shown on, how it becomes a square, and how large it may be.
+
+    Args:
+        background: the colour behind transparent parts and beside a padded picture: a name of
+            CSS's, `#rrggbb`, `rgb(...)`, `hsl(...)`.
+        fit: `crop` leaves the picture as it is, so that a model that wants a square takes its
+            middle; `pad` makes it a square by strips of the background, so that all of it is seen.
+        max_pixels: most pixels, width times height; checked before they are decoded.
+        max_bytes: most bytes of a file; checked before it is read.
+
+    Raises:
+        FuseError: one of them is not what it should be.
+    """
+
+    background: Annotated[
+        str, Doc("the colour behind transparent parts and beside a padded picture")
+    ] = "white"
+    fit: Annotated[
+        Literal["crop", "pad"],
+        Doc("crop: a model that wants a square takes the middle; pad: it sees the whole picture"),
+    ] = "crop"
+    max_pixels: Annotated[int, Ge(1), Doc("of a picture, checked before it is decoded")] = (
+        200_000_000
+    )
+    max_bytes: Annotated[int, Ge(1), Doc("of a picture's file, checked before it is read")] = (
+        500_000_000
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        self.colour  # noqa: B018  (raises)
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """The background's red, green and blue, each from 0 to 255."""
+        from PIL import ImageColor
+
+        try:
+            red, green, blue = ImageColor.getrgb(self.background)[:3]
+        except (ValueError, TypeError, AttributeError):
+            raise FuseError(
+                f"background={one_line(self.background)}: not a colour; "
+                "expected a name such as white, or #rrggbb"
+            ) from None
+        return red, green, blue
