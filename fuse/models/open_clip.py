@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel
+from fuse.models.loading import loading
 from fuse.models.open_clip_loading import create, full_name
 from fuse.models.open_clip_tokenizer import fast_tokenizer
 from fuse.nn.batch import Inputs
@@ -78,9 +79,10 @@ class OpenCLIP(EmbeddingModel):
         with torch.inference_mode(False):
             network, tokenizer = create(open_clip, model_id, name, pretrained, options)
         transform = open_clip.transform
-        config = transform.PreprocessCfg(**network.visual.preprocess_cfg)
-        preprocess = transform.image_transform_v2(config, is_train=False)
-        return cls(network.to(device, dtype), tokenizer, preprocess)
+        with loading(model_id):
+            config = transform.PreprocessCfg(**network.visual.preprocess_cfg)
+            preprocess = transform.image_transform_v2(config, is_train=False)
+            return cls(network.to(device, dtype), tokenizer, preprocess)
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Return unit text vectors.
