@@ -44,14 +44,11 @@ def copied(name: str, folder: Path, canary: Path) -> Path:
     return folder
 
 
-AUTO = {
-    name: "own.Own"
-    for name in (
-        "AutoConfig AutoModel AutoModelForCausalLM AutoModelForMaskedLM AutoImageProcessor "
-        "AutoModelForSequenceClassification AutoModelForImageTextToText AutoProcessor "
-        "AutoVideoProcessor AutoFeatureExtractor"
-    ).split()
-}
+KINDS = (
+    "Config Model ModelForCausalLM ModelForMaskedLM ModelForSequenceClassification "
+    "ModelForImageTextToText ImageProcessor Processor VideoProcessor FeatureExtractor"
+)
+AUTO = {f"Auto{kind}": "own.Own" for kind in KINDS.split()}
 ELSEWHERE = {name: f"somebody/else--{place}" for name, place in AUTO.items()}
 
 

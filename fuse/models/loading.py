@@ -14,8 +14,8 @@ from fuse.models.build_limits import limited_build
 from fuse.models.foreign_code import WHAT_TO_DO, asks_for_code, without_foreign_code
 from fuse.models.model_files import check_config, find_file, first_line, read_object, stored_size
 
-PARTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 @contextmanager
@@ -54,13 +54,24 @@ def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
     """
     source = _source(model_id, options)
     with loading(model_id):
-        if Path(source).is_dir():
-            for name in PARTS:
-                read_object(source, name)
-            for name in PROCESSORS:
-                check_config(source, name, read_object(source, name))
-            find_file(source, "tokenizer.json")
+        _check_files(auto_class.__name__, source, options)
         return auto_class.from_pretrained(source, trust_remote_code=False, **options)
+
+
+def _check_files(class_name: str, source: str, options: dict[str, Any]) -> None:
+    """Check the files that a class of transformers reads of a model, beside its weights.
+
+    Raises:
+        FuseError: one is not what it should be.
+    """
+    # Tokenizers and processors read the network's config, too
+    processor = "Processor" in class_name
+    for name in ("config.json", *(PROCESSOR if processor else ())):
+        check_config(source, name, read_object(source, name, **options))
+    if processor or "Tokenizer" in class_name:
+        for name in TOKENIZER:
+            read_object(source, name, **options)
+        find_file(source, "tokenizer.json", **options)
 
 
 def load_network(auto_class: Any, model_id: str, device: str | torch.device, **options: Any) -> Any:
@@ -102,8 +113,12 @@ def _limits(source: str, options: dict[str, Any]) -> Any:
             f"model_id={source}: holds an adapter of PEFT, which leads to another model; "
             "merge both (merge_and_unload, save_pretrained) and give that folder"
         )
+    if not config and Path(source).is_dir():
+        raise FuseError(
+            f"model_id={source}: could not load it (it has no config.json); choose a model folder"
+        )
     if not config:
-        return nullcontext()  # transformers says what is missing
+        return nullcontext()  # transformers says whether the hub can be reached
     options["use_safetensors"] = True
     return limited_build(source, stored_size(source, config, **options))
 

@@ -43,6 +43,11 @@ def check_settings(source: str) -> None:
         FuseError: they do, or are no settings.
     """
     settings = read_object(source, CONFIG)
+    if not settings:
+        raise FuseError(
+            f"model_id={source}: could not load it (it has no {CONFIG}); "
+            "choose a model of open_clip"
+        )
     check_config(source, CONFIG, settings)
     for name in ("model_cfg", "preprocess_cfg"):
         if not isinstance(settings.get(name, {}), dict):
@@ -52,6 +57,7 @@ def check_settings(source: str) -> None:
         if not isinstance(model.get(name, {}), dict):
             raise _odd(source, f"model_cfg.{name}", model[name], "an object {...}")
     _check_text(source, model.get("text_cfg", {}))
+    check_config(source, "config.json", read_object(source, "config.json"))  # the tokenizer's
     timm = model.get("vision_cfg", {}).get("timm_model_name", "")
     if not isinstance(timm, str) or re.search(r"[:/\\]", timm):
         raise _odd(source, "vision_cfg.timm_model_name", timm, "the name of an architecture")

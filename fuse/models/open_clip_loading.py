@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,17 @@ def _try_size(
         FuseError: it is far larger than its weights.
     """
     trial = {**options, "load_weights": False, "pretrained_text": False, "device": "meta"}
+    root = logging.getLogger()
+    root.addFilter(_nothing)  # it would warn that there are no weights
     try:
         with limited_build(model_id, stored), torch.device("meta"):
             library.create_model(name, **trial)
     except NotImplementedError:
         return  # some networks look at numbers while they are made
+    finally:
+        root.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    """Let no record of a log through."""
+    return False
