@@ -18,10 +18,12 @@ import command_line
 import pytest
 import torch
 from canaries import changed, copied
+from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import fuse
+from fuse.models import chat
 from fuse.models.build_limits import StoredSize, limited_build
 from fuse.models.model_files import check_config
 from fuse.search import checkpoint
@@ -253,6 +255,36 @@ def test_a_network_larger_than_its_weights_is_broken_off() -> None:
     with limited_build("x", StoredSize(1, 4)), pytest.raises(fuse.FuseError, match="more parts"):
         build(1, 20_000)
     build(10**6, 20_000)  # the limit is over
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_mean": "x"}, {"resample": [1]}, {"size": {"height": 8, "width": 8}}, {"size": {}}],
+    ids=str,
+)
+def test_a_picture_that_cannot_be_prepared_is_one_line(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = model("clip", tmp_path)
+    changed(folder / "preprocessor_config.json", do_center_crop=False, **changes)
+    with pytest.raises(fuse.FuseError) as raised:
+        fuse.CLIP.load(str(folder)).embed_images([fuse.open_image(ROOT / "images/house.png")])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_chat_template_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [{"role": "user", "content": "dog"}]
+    template = "{{ bos_token }}{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}"
+    assert chat.render(template, messages, {"bos_token": "<s>"}) == "<s>dog:"
+    loop = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    monkeypatch.setattr(chat, "RENDER", chat.RENDER.replace(f"+ {chat.MAX_SECONDS}", "+ 2"))
+    for odd, words in (
+        (loop, "more than"),
+        ("{{ 'x' * 10**10 }}", "MemoryError"),
+    ):
+        with pytest.raises(fuse.FuseError, match=words) as raised:
+            chat.render(odd, messages, {})
+        assert "\n" not in str(raised.value)
 
 
 # ---- what runs left on disk ----

@@ -45,6 +45,25 @@ def loading(model_id: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def preparing(what: str, file: str) -> Iterator[None]:
+    """Make something of a picture, as a model's files say, within a context.
+
+    Raises:
+        FuseError: the files say something odd.
+    """
+    try:
+        with without_foreign_code():
+            yield
+    except (FuseError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what odd settings raise depends on how odd they are
+        raise FuseError(
+            f"image: the model can make no {what} of it ({type(error).__name__}: "
+            f"{first_line(error)}); repair its {file}, or choose another model"
+        ) from error
+
+
 @torch.inference_mode(False)
 def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
     """Call `auto_class.from_pretrained` on a hub id or a local folder; run no code from there.
