@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
+import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -357,8 +360,8 @@ def absolute(path: Any) -> str:
     return "" if isinstance(path, int) else str(Path.cwd() / os.fsdecode(path))
 
 
-def watched(arguments: tuple[str, ...], folder: str, out: str, err: str) -> None:
-    """Be a run that notes what it writes, starts and connects to."""
+def watch(folder: str) -> None:
+    """Note what this process writes, starts and connects to, from now on."""
     notes = os.open(Path(folder) / "notes", os.O_WRONLY | os.O_CREAT, 0o600)
     os.environ |= {"HOME": f"{folder}/home", "TMPDIR": f"{folder}/temp"}
     tempfile.tempdir = None
@@ -383,7 +386,30 @@ def watched(arguments: tuple[str, ...], folder: str, out: str, err: str) -> None
             raise ConnectionError("no network here")
 
     sys.addaudithook(note)
+
+
+def watched(arguments: tuple[str, ...], folder: str, out: str, err: str) -> None:
+    """Be a run that is watched."""
+    watch(folder)
     command_line._main(arguments, out, err)
+
+
+def attempt(folder: str) -> None:
+    """Do, watched, all that a run must not do."""
+    watch(folder)
+    (Path(folder) / "elsewhere").write_text("x")
+    subprocess.run(["true"], check=True)
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", 9), timeout=1)
+
+
+def test_the_watch_sees_what_a_run_must_not_do(tmp_path: Path) -> None:
+    process = command_line.processes.Process(target=attempt, args=(str(tmp_path),))
+    process.start()
+    process.join(120)
+    notes = (tmp_path / "notes").read_text()
+    for words in (f"{tmp_path}/elsewhere\n", "subprocess.Popen true", "socket."):
+        assert words in notes
 
 
 def test_a_run_writes_into_its_own_folders_and_fetches_nothing(tmp_path: Path) -> None:
