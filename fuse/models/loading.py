@@ -123,7 +123,10 @@ def load_network(auto_class: Any, model_id: str, device: str | torch.device, **o
 
 def _limits(source: str, options: dict[str, Any]) -> Any:
     """Return the context in which a network is made, after a look at its config and weights."""
-    if {"gguf_file", "state_dict", "config"} & set(options):
+    if {"gguf_file", "state_dict"} & set(options):
+        return nullcontext()
+    options["use_safetensors"] = True
+    if "config" in options:
         return nullcontext()
     config = read_object(source, "config.json", **options)
     check_config(source, "config.json", config)
@@ -138,7 +141,6 @@ def _limits(source: str, options: dict[str, Any]) -> Any:
         )
     if not config:
         return nullcontext()  # transformers says whether the hub can be reached
-    options["use_safetensors"] = True
     return limited_build(source, stored_size(source, config, **options))
 
 

@@ -45,7 +45,7 @@ def check_settings(source: str) -> None:
     settings = read_object(source, CONFIG)
     if not settings:
         raise FuseError(
-            f"model_id={source}: could not load it (it has no {CONFIG}); "
+            f"model_id={source}: could not load it (it has no {CONFIG}, or cannot be reached); "
             "choose a model of open_clip"
         )
     check_config(source, CONFIG, settings)
