@@ -185,8 +185,14 @@ HOW_TO_CONVERT = (
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, shortened; its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Return the first line of an error's message, shortened; its kind where it has none.
+
+    A line that ends with a colon comes with the next one.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].endswith(":") and len(lines) > 1:
+        lines[0] += f" {lines[1].strip()}"
+    return lines[0][:300]
 
 
 def _is_plain(name: str) -> bool:
