@@ -164,6 +164,28 @@ def test_a_damaged_file_is_one_warning_and_a_refit(
     assert world.works(first)
 
 
+def test_a_file_that_is_too_large_is_not_read(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fuse.adapters.checks as checks
+    import fuse.adapters.store as store
+
+    first, path = world.get(), world.path()
+    content = path.read_bytes()
+    path.write_bytes((10**10).to_bytes(8, "little") + content[8:])  # claims a header of 10 GB
+    assert equal(first, world.get())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "MAX_BYTES", 10)
+        assert equal(first, world.get())
+        assert "more than 10 bytes" in caplog.text
+    for name in ("MAX_WORDS", "MAX_SUBTOKENS"):
+        monkeypatch.setattr(checks, name, 0)
+    caplog.clear()
+    assert equal(first, world.get())
+    assert ("too many numbers for this pair" in caplog.text) == bool(first.tensors())
+    assert len(caplog.records) == bool(first.tensors())
+
+
 @pytest.mark.parametrize(
     "fidelity",
     ["", "{", "[]", "{}", "3", '{"spearman": "x"}', '{"spearman": 1e999}', "[" * 100_000, "null"],

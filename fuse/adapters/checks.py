@@ -5,13 +5,32 @@ Each raises ValueError, with what is wrong with the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fuse.nn.embedding_table import EmbeddedVocabulary
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+MAX_WORDS = 2**22
+"""The most words that an adapter is fitted on."""
+MAX_SUBTOKENS = 2**6
+"""The most tokens that one of these words has."""
+
+
+def check_shape(
+    name: str, shape: Sequence[int], source: EmbeddedVocabulary, target: EmbeddedVocabulary
+) -> None:
+    """Check that a tensor of this shape can belong to a pair, before it is read."""
+    widths = source.embedding.shape[1], target.embedding.shape[1]
+    most = max(MAX_WORDS * max(widths), MAX_SUBTOKENS * widths[0] * widths[1])
+    if len(shape) > 3 or math.prod(shape) > most:
+        raise ValueError(f"{name} has shape {tuple(shape)}, too many numbers for this pair")
 
 
 def check_names(tensors: Mapping[str, Tensor], *expected: str) -> None:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fuse.adapters.base import Adapter, Progress
+from fuse.adapters.checks import check_shape
 from fuse.adapters.corpus import corpus_fingerprint, corpus_words, vocabulary_words
 from fuse.adapters.fidelity import Fidelity, mean_fidelity
 from fuse.models import Model
@@ -37,6 +38,8 @@ DEMO = Path(__file__).parent.parent / "demo/gradients"
 """Where those of the demo models are, which come with the package."""
 FORMAT = "5"
 """Changes whenever a fit of the same inputs would give other tensors."""
+MAX_BYTES = 2**33
+"""A larger file was written by no fit."""
 
 
 def load_or_fit(
@@ -173,11 +176,16 @@ def load(
         None, with one line of warning, for a file that cannot be trusted, whatever it holds.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("fingerprint") != fingerprint:
                 raise ValueError("it belongs to another pair or other settings")
-            tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            for tensor in names:
+                check_shape(tensor, file.get_slice(tensor).get_shape(), source, target.vocabulary)
+            tensors = {tensor: file.get_tensor(tensor) for tensor in names}
         adapter = kind.from_tensors(source, target, tensors)
         adapter.fidelities.update(_fidelities(metadata))
     except Exception as error:  # what a damaged file raises depends on the damage

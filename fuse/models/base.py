@@ -77,6 +77,7 @@ class Model(ABC):
         self.embedding_layer = by_id.get(id(embedding_layer), embedding_layer)
         table = _embedding_table(self.embedding_layer)
         self.vocabulary = EmbeddedVocabulary(tokenizer, table, max_length, head, tail)
+        _check_tokens(self.vocabulary)
         self._quantised_layer = _quantised_layer(view)
         """The name of a layer through which no gradient goes; None if there is none."""
 
@@ -183,6 +184,27 @@ def context_length(config: Any, tokenizer: Any) -> int:
     """Return how many tokens both a network and its tokenizer take, as far as they say so."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(limit for limit in (positions, tokenizer.model_max_length) if limit)
+
+
+def _check_tokens(vocabulary: EmbeddedVocabulary) -> None:
+    """Check that a tokenizer knows words, and that the network knows its special tokens.
+
+    Raises:
+        FuseError: it lacks its file, or belongs to another network.
+    """
+    tokenizer = vocabulary.tokenizer
+    special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    if set(tokenizer.get_vocab()) <= special:
+        raise FuseError(
+            f"tokenizer={tokenizer.name_or_path}: knows no words; "
+            "add its tokenizer.json or choose another model"
+        )
+    for token in (*vocabulary.head, *vocabulary.tail):
+        if not 0 <= token < len(vocabulary):
+            raise FuseError(
+                f"tokenizer={tokenizer.name_or_path}: its special token {token} is not among the "
+                f"{len(vocabulary)} tokens of the network; repair it or choose another model"
+            )
 
 
 def _embedding_table(layer: Any) -> Float[Tensor, "v d"]:

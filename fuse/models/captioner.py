@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.models.loading import load_network, load_pretrained
+from fuse.models.chat import render
+from fuse.models.loading import load_network, load_pretrained, loading, preparing
 from fuse.nn.network_view import network_view
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class Captioner:
     def __init__(self, network: Any, processor: Any) -> None:
         self.network, _ = network_view(network)
         self.processor = processor
+        self._chats: dict[str, str] = {}
+        """What the chat template makes of each question."""
 
     @classmethod
     def load(
@@ -46,7 +49,8 @@ class Captioner:
                 f"model_id={model_id}: it lacks the files of its tokenizer or image processor; "
                 "choose another"
             )
-        return cls(network, processor)
+        with loading(model_id):
+            return cls(network, processor)
 
     @torch.no_grad()
     def caption(
@@ -89,15 +93,17 @@ class Captioner:
     ) -> list[str]:
         """Return the different texts of all beams, best first."""
         prompt = _PromptLength()
-        inputs = self._inputs(image, question).to(self.network.device, self.network.dtype)
-        rows = self.network.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=width,
-            num_return_sequences=width,
-            max_new_tokens=max_new_tokens,
-            logits_processor=[prompt],
-        )
+        with preparing("text", "generation_config.json or chat template"):
+            inputs = self._inputs(image, question).to(self.network.device, self.network.dtype)
+            rows = self.network.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=width,
+                num_return_sequences=width,
+                max_new_tokens=max_new_tokens,
+                logits_processor=[prompt],
+                trust_remote_code=False,
+            )
         new = rows[:, prompt.length :]
         decoded = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         texts = [" ".join(text.split()) for text in decoded]
@@ -107,10 +113,15 @@ class Captioner:
         """Return what the network reads: image and question as a chat, or the image alone."""
         if not self.processor.chat_template:
             return self.processor(images=image, return_tensors="pt")
-        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        words = {"type": "text", "text": question}
+        special = self.processor.tokenizer.special_tokens_map
+        messages = [{"role": "user", "content": [{"type": "image"}, words]}]
+        if question not in self._chats:
+            self._chats[question] = render(self.processor.chat_template, messages, special)
         return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
+            [{"role": "user", "content": [{"type": "image", "image": image}, words]}],
+            chat_template="{{ rendered }}",
+            rendered=self._chats[question],
             tokenize=True,
             return_dict=True,
             return_tensors="pt",

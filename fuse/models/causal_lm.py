@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from fuse.models.decoder import Decoder
-from fuse.models.loading import load_network, load_pretrained
+from fuse.models.loading import load_network, load_pretrained, loading
 from fuse.models.predictions import Predictions, state_kind
 from fuse.models.reuse_trial import ReuseTrial
 from fuse.nn.batch import CacheHits, Inputs
@@ -91,7 +91,8 @@ class CausalLM(Decoder):
 
         tokenizer = load_pretrained(AutoTokenizer, model_id)
         network = load_network(AutoModelForCausalLM, model_id, device, dtype=dtype, **options)
-        return cls(network, tokenizer)
+        with loading(model_id):
+            return cls(network, tokenizer)
 
     def predictions(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> list[Predictions]:
         """Predict the tokens at the positions that `read` marks.

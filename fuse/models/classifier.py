@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fuse.errors import FuseError, did_you_mean
 from fuse.models.base import VectorModel, context_length
-from fuse.models.loading import load_network, load_pretrained
+from fuse.models.loading import load_network, load_pretrained, loading
 from fuse.nn.batch import Inputs
 from fuse.nn.lm_head import widened
 
@@ -57,7 +57,9 @@ class Classifier(VectorModel):
 
         kind = AutoModelForSequenceClassification
         network = load_network(kind, model_id, device, dtype=dtype, **options)
-        return cls(network, load_pretrained(AutoTokenizer, model_id))
+        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        with loading(model_id):
+            return cls(network, tokenizer)
 
     def class_index(self, target: str | int) -> int:
         """Return the index of a class by its name, whatever its case, or by its index (from 0).

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fuse.models.base import EmbeddingModel
-from fuse.models.loading import load_network, load_pretrained
+from fuse.models.loading import load_network, load_pretrained, loading, preparing
 from fuse.models.reuse_trial import ReuseTrial
 from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs
 from fuse.nn.fixed_layers import LastFeedForward
@@ -67,11 +67,11 @@ class CLIP(EmbeddingModel):
     ) -> CLIP:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        return cls(
-            load_network(CLIPModel, model_id, device, dtype=dtype, **options),
-            load_pretrained(AutoTokenizer, model_id),
-            load_pretrained(AutoImageProcessor, model_id),
-        )
+        network = load_network(CLIPModel, model_id, device, dtype=dtype, **options)
+        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        image_processor = load_pretrained(AutoImageProcessor, model_id)
+        with loading(model_id):
+            return cls(network, tokenizer, image_processor)
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Return unit text vectors, pooled where the network itself pools (at the end token)."""
@@ -154,9 +154,10 @@ class CLIP(EmbeddingModel):
     @torch.no_grad()
     def embed_images(self, images: list[Image]) -> Float[Tensor, "b e"]:
         """Return unit image vectors, one an image."""
-        pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(self.device, self.network.dtype)
-        out = self.network.get_image_features(pixel_values=pixels)
+        with preparing("vector", "preprocessor_config.json"):
+            pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+            pixels = pixels.to(self.device, self.network.dtype)
+            out = self.network.get_image_features(pixel_values=pixels)
         return normalize(out.pooler_output.float(), dim=-1)
 
 

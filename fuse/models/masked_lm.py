@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.models.base import Model, context_length
-from fuse.models.loading import load_network, load_pretrained
+from fuse.models.loading import load_network, load_pretrained, loading
 from fuse.nn.batch import Inputs
 from fuse.nn.hooks import changing_input
 from fuse.nn.lm_head import widened
@@ -52,7 +52,8 @@ class MaskedLM(Model):
 
         tokenizer = load_pretrained(AutoTokenizer, model_id)
         network = load_network(AutoModelForMaskedLM, model_id, device, dtype=dtype, **options)
-        return cls(network, tokenizer)
+        with loading(model_id):
+            return cls(network, tokenizer)
 
     def label_log_probs(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """Return log p(x_t | all other tokens) where `read` is true, else 0.

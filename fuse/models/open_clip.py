@@ -15,6 +15,7 @@ from typing_extensions import Doc
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel
+from fuse.models.loading import loading, preparing
 from fuse.models.open_clip_loading import create, full_name
 from fuse.models.open_clip_tokenizer import fast_tokenizer
 from fuse.nn.batch import Inputs
@@ -93,9 +94,10 @@ class OpenCLIP(EmbeddingModel):
         with torch.inference_mode(False):
             network, tokenizer = create(open_clip, model_id, name, pretrained, options)
         transform = open_clip.transform
-        config = transform.PreprocessCfg(**network.visual.preprocess_cfg)
-        preprocess = transform.image_transform_v2(config, is_train=False)
-        return cls(network.to(device, dtype), tokenizer, preprocess)
+        with loading(model_id):
+            config = transform.PreprocessCfg(**network.visual.preprocess_cfg)
+            preprocess = transform.image_transform_v2(config, is_train=False)
+            return cls(network.to(device, dtype), tokenizer, preprocess)
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Return unit text vectors.
@@ -110,9 +112,11 @@ class OpenCLIP(EmbeddingModel):
     @torch.no_grad()
     def embed_images(self, images: list[Image]) -> Float[Tensor, "b e"]:
         """Return unit image vectors, one an image."""
-        pixels = torch.stack([self.preprocess(image) for image in images])
-        pixels = pixels.to(self.device, self.vocabulary.embedding.dtype)
-        return functional.normalize(self.network.encode_image(pixels).float(), dim=-1)
+        with preparing("vector", "open_clip_config.json"):
+            pixels = torch.stack([self.preprocess(image) for image in images])
+            pixels = pixels.to(self.device, self.vocabulary.embedding.dtype)
+            vectors = self.network.encode_image(pixels)
+        return functional.normalize(vectors.float(), dim=-1)
 
     @property
     def _is_causal(self) -> bool:

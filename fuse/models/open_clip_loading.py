@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fuse.errors import FuseError, did_you_mean
+from fuse.models.build_limits import StoredSize, limited_build
+from fuse.models.loading import loading
+from fuse.models.open_clip_files import check_settings, weights_of, weights_of_file
+
+LOCATIONS = ("local-dir:", "hf-hub:")
+"""How open_clip's names of folders and hub repositories begin."""
 
 
 def create(
@@ -16,15 +25,14 @@ def create(
     Raises:
         FuseError: either cannot be made.
     """
-    try:
-        weights = _checkpoint(pretrained)
-        network = library.create_model(name, weights, require_pretrained=True, **options)
+    with loading(model_id):
+        weights, stored = _checkpoint(name, pretrained)
+        if stored is not None:
+            _try_size(library, model_id, name, stored, options)
+        # Files of a tag are those that open_clip itself names; they may be pickled
+        safely = {**options, "weights_only": True, "require_pretrained": True}
+        network = library.create_model(name, weights, **safely)
         tokenizer = library.get_tokenizer(name)
-    except Exception as error:  # config, network, hub, archive, weights: each fails in its own way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise FuseError(
-            f"model_id={model_id}: could not load it ({reason}); repair it or choose another"
-        ) from error
     mode = getattr(tokenizer, "tokenizer_mode", "")
     if mode:
         raise FuseError(
@@ -78,7 +86,42 @@ def _full_location(path: Path, model_id: str, pretrained: str | None) -> str:
     return f"hf-hub:{hub_id}"
 
 
-def _checkpoint(pretrained: str | None) -> str | None:
-    """Return the tag, or the path of the file."""
-    path = Path(pretrained).expanduser() if pretrained else None
-    return str(path) if path is not None and path.is_file() else pretrained
+def _checkpoint(name: str, pretrained: str | None) -> tuple[str | None, StoredSize | None]:
+    """Return the tag or the path of the weights, and their size unless they are a tag's.
+
+    Raises:
+        FuseError: settings that ask for something from elsewhere, or pickled weights.
+    """
+    if name.startswith(LOCATIONS):
+        source = name.partition(":")[2]
+        check_settings(source)
+        return pretrained, weights_of(source)
+    path = Path(pretrained or "").expanduser()
+    if not path.is_file():
+        return pretrained, None
+    return str(path), weights_of_file(str(path))
+
+
+def _try_size(
+    library: Any, model_id: str, name: str, stored: StoredSize, options: dict[str, Any]
+) -> None:
+    """Make the network without memory for its weights, to see how large it would be.
+
+    Raises:
+        FuseError: it is far larger than its weights.
+    """
+    trial = {**options, "load_weights": False, "pretrained_text": False, "device": "meta"}
+    root = logging.getLogger()
+    root.addFilter(_nothing)  # it would warn that there are no weights
+    try:
+        with limited_build(model_id, stored), torch.device("meta"):
+            library.create_model(name, **trial)
+    except NotImplementedError:
+        return  # some networks look at numbers while they are made
+    finally:
+        root.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    """Let no record of a log through."""
+    return False

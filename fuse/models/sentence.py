@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,8 @@ from torch.nn.functional import normalize
 
 from fuse.errors import FuseError, one_of
 from fuse.models.base import EmbeddingModel, context_length
-from fuse.models.loading import load_network, load_pretrained
+from fuse.models.loading import load_network, load_pretrained, loading
+from fuse.models.model_files import read_json, read_object
 from fuse.nn.batch import Inputs
 
 POOLINGS = {
@@ -60,7 +59,9 @@ class SentenceEncoder(EmbeddingModel):
         from transformers import AutoModel, AutoTokenizer
 
         network = load_network(AutoModel, model_id, device, dtype=dtype, **options)
-        return cls(network, load_pretrained(AutoTokenizer, model_id), _pooling_of(model_id))
+        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        with loading(model_id):
+            return cls(network, tokenizer, _pooling_of(model_id))
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Return unit sentence vectors."""
@@ -78,17 +79,12 @@ class SentenceEncoder(EmbeddingModel):
 
 def _pooling_of(model_id: str) -> str:
     """Return the pooling that a folder or hub repository of sentence-transformers describes."""
-    for module in _read_json(model_id, "modules.json") or []:
-        if module["type"].rpartition(".")[2] not in MODULES:
-            raise FuseError(
-                f"model_id={model_id}: has the module {module['type']}; "
-                "expected Transformer, Pooling and Normalize alone"
-            )
-    config = _read_json(model_id, "1_Pooling/config.json")
-    if config is None:
-        return "mean"
+    _check_modules(model_id)
+    config = read_object(model_id, "1_Pooling/config.json")
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     names = [name for name, key in POOLINGS.items() if modes == [key]]
+    if not config:
+        return "mean"
     if not names:
         raise FuseError(
             f"model_id={model_id}: pools by {', '.join(modes)}; "
@@ -97,20 +93,14 @@ def _pooling_of(model_id: str) -> str:
     return names[0]
 
 
-def _read_json(model_id: str, name: str) -> Any:
-    """Return a JSON file of a model's folder or hub repository; None where there is none."""
-    from transformers.utils import cached_file
-
-    folder = Path(model_id).expanduser()
-    try:
-        path: Any = folder / name
-        if not folder.is_dir():
-            path = cached_file(model_id, name, _raise_exceptions_for_missing_entries=False)
-        if path is None or not Path(path).is_file():
-            return None
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise FuseError(
-            f"model_id={model_id}: its {name} cannot be read ({error}); "
-            "repair the folder or choose another model"
-        ) from error
+def _check_modules(model_id: str) -> None:
+    """Check that all parts are known ones; they are never imported by the names given."""
+    modules = read_json(model_id, "modules.json")
+    for module in [] if modules is None else modules if isinstance(modules, list) else [modules]:
+        kind = module.get("type") if isinstance(module, dict) else module
+        library, _, name = str(kind).rpartition(".")
+        if library.partition(".")[0] != "sentence_transformers" or name not in MODULES:
+            raise FuseError(
+                f"model_id={model_id}: its modules.json has the module {kind!r:.80}; expected "
+                "Transformer, Pooling and Normalize of sentence_transformers alone"
+            )

@@ -13,18 +13,21 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from fuse import types
 from fuse.errors import FuseError
 from fuse.search import state as state_module
+from fuse.search.checkpoint_checks import check_fields, check_state
 from fuse.search.search import Search
 from fuse.search.state import ScoredLog, SearchState
 
 FORMAT = 1
 """Changes whenever a state of an older version can no longer be read."""
+MAX_BYTES = 2**32
+"""A larger file was written by no search."""
 
 
 def to_bytes(states: Mapping[str, SearchState], rounds: int) -> bytes:
@@ -51,9 +54,10 @@ def names(path: Path) -> set[str]:
     if not path.exists():
         return set()
     try:
+        _check_size(path)
         with safe_open(path, framework="pt") as file:
             return set(json.loads((file.metadata() or {})["states"]))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # what a damaged file raises depends on the damage
         raise _unreadable(path, error) from error
 
 
@@ -65,6 +69,7 @@ def read(path: Path, searches: Mapping[str, Search]) -> tuple[int, dict[str, Sea
         FuseError: the file cannot be read, or belongs to other searches.
     """
     try:
+        _check_size(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != str(FORMAT):
@@ -77,13 +82,20 @@ def read(path: Path, searches: Mapping[str, Search]) -> tuple[int, dict[str, Sea
         for name in trees:
             if name in searches:
                 found[name] = _Decoder(searches[name], tensors).decode(trees[name])
+                check_state(found[name], searches[name])
         return int(metadata["rounds"]), found
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # what a damaged file raises depends on the damage
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> FuseError:
-    return FuseError(f"{path}: cannot be resumed from ({error}); begin anew in another folder")
+    reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+    return FuseError(f"{path}: cannot be resumed from ({reason}); begin anew in another folder")
+
+
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -129,7 +141,9 @@ class _Decoder:
             return tree
         if "class" in tree:
             own = {name: self.decode(value) for name, value in tree["fields"].items()}
-            return self._classes[tree["class"]](**own)
+            value = self._classes[tree["class"]](**own)
+            check_fields(value)
+            return value
         if "tensor" in tree:
             tensor = self._tensors[tree["tensor"]]
             return tensor if tree["device"] == "cpu" else tensor.to(self._device)

@@ -1,0 +1,158 @@
+"""Models that try to run code of their own: each writes a file where it succeeds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import ROOT
+
+DEMO = ROOT / "fuse/demo"
+
+
+def code(canary: Path) -> str:
+    """Return a module that writes the file when it is imported, with a class of every kind."""
+    return f"open({str(canary)!r}, 'w').close()\n\nclass Own: pass\n\ndef generate(*a, **b): pass\n"
+
+
+class Pickled:
+    """Writes the file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return open, (str(self.canary), "w")
+
+
+def changed(path: Path, **changes: Any) -> None:
+    """Change entries of a JSON file, which is made where there is none; None takes one out."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content |= changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def copied(name: str, folder: Path, canary: Path) -> Path:
+    """Return a copy of a demo model, with modules of its own beside its files."""
+    shutil.copytree(DEMO / name, folder)
+    for module in ("own.py", "modeling_own.py"):
+        (folder / module).write_text(code(canary))
+    return folder
+
+
+KINDS = (
+    "Config Model ModelForCausalLM ModelForMaskedLM ModelForSequenceClassification "
+    "ModelForImageTextToText ImageProcessor Processor VideoProcessor FeatureExtractor"
+)
+AUTO = {f"Auto{kind}": "own.Own" for kind in KINDS.split()}
+ELSEWHERE = {name: f"somebody/else--{place}" for name, place in AUTO.items()}
+
+
+def own_config(folder: Path, canary: Path) -> None:
+    changed(folder / "config.json", auto_map=AUTO, model_type="own")
+
+
+def config_from_elsewhere(folder: Path, canary: Path) -> None:
+    changed(folder / "config.json", auto_map=ELSEWHERE, model_type="own")
+
+
+def known_config_with_code(folder: Path, canary: Path) -> None:
+    changed(folder / "config.json", auto_map=AUTO)
+
+
+def own_tokenizer(folder: Path, canary: Path) -> None:
+    auto = {"AutoTokenizer": ["own.Own", "own.Own"]}
+    changed(folder / "tokenizer_config.json", auto_map=auto, tokenizer_class="Own")
+    changed(folder / "config.json", auto_map=auto)
+    (folder / "tokenizer.json").unlink()
+
+
+def known_tokenizer_with_code(folder: Path, canary: Path) -> None:
+    auto = {"AutoTokenizer": ["own.Own", "own.Own"]}
+    changed(folder / "tokenizer_config.json", auto_map=auto)
+
+
+def own_processors(folder: Path, canary: Path) -> None:
+    for name in ("preprocessor", "processor", "video_preprocessor"):
+        kinds = {f"{kind}_type": "Own" for kind in ("image_processor", "video_processor")}
+        changed(
+            folder / f"{name}_config.json",
+            auto_map=AUTO,
+            processor_class="Own",
+            feature_extractor_type="Own",
+            image_processor=None,
+            **kinds,
+        )
+
+
+def own_generation(folder: Path, canary: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate/generate.py").write_text(code(canary))
+    changed(folder / "generation_config.json", custom_generate=str(folder), trust_remote_code=True)
+    changed(folder / "config.json", custom_generate=str(folder), trust_remote_code=True)
+
+
+def attention_from_elsewhere(folder: Path, canary: Path) -> None:
+    changed(folder / "config.json", _attn_implementation="somebody/kernel")
+
+
+def pickled_weights(folder: Path, canary: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    names = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+    for name in names:
+        torch.save({"weight": Pickled(canary)}, folder / name)
+
+
+def pickled_shard(folder: Path, canary: Path) -> None:
+    pickled_weights(folder, canary)
+    index = {"weight_map": {"weight": "../model/pytorch_model.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def link_to_a_pickle(folder: Path, canary: Path) -> None:
+    outside = folder.parent / "outside.bin"
+    torch.save({"weight": Pickled(canary)}, outside)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+        path.symlink_to(outside)
+
+
+def adapter_of_peft(folder: Path, canary: Path) -> None:
+    changed(folder / "adapter_config.json", base_model_name_or_path="somebody/else", peft_type="L")
+    torch.save({"weight": Pickled(canary)}, folder / "adapter_model.bin")
+
+
+def text_settings(folder: Path, **changes: Any) -> None:
+    """Change the text tower's settings of an open_clip folder."""
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"] |= changes
+    path.write_text(json.dumps(config))
+
+
+def open_clip_trusts(folder: Path, canary: Path) -> None:
+    own_tokenizer(folder, canary)
+    text_settings(folder, tokenizer_kwargs={"trust_remote_code": True})
+
+
+def open_clip_asks(folder: Path, canary: Path) -> None:
+    own_tokenizer(folder, canary)
+
+
+def open_clip_tower(folder: Path, canary: Path) -> None:
+    own_config(folder, canary)
+    text_settings(folder, hf_model_name=str(folder))
+
+
+def open_clip_tower_from_elsewhere(folder: Path, canary: Path) -> None:
+    text_settings(folder, hf_model_name="somebody/else")
+
+
+def own_module(folder: Path, canary: Path) -> None:
+    module = {"idx": 0, "name": "0", "path": "", "type": "own.Transformer"}
+    (folder / "modules.json").write_text(json.dumps([module]))
