@@ -14,6 +14,7 @@ from fuse.losses import NLL, ClassNLL, CosineDistance, Loss
 from fuse.models import Captioner, Model, open_image
 from fuse.registry import LM_LOSSES, MODELS
 from fuse.term import Term
+from fuse.text.template import AUTO, SPACE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,6 +101,8 @@ def term_of(config: Config, key: str, models: Models) -> Term:
             weight=number(config["weight"], "weight"),
             prefix=str(config["prefix"] or ""),
             suffix=str(config["suffix"] or ""),
+            start=str(config.get("start", AUTO)),
+            join=str(config.get("join", SPACE)),
             batch_size=whole_number(config["batch_size"], "batch_size", at_least=1),
             precise=precise,
             prefix_cache=truth(config["prefix_cache"], "prefix_cache"),

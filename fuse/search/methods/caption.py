@@ -24,7 +24,7 @@ class Caption(Method):
     steps: int = 0
 
     def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[None, list[Ids]]:
-        rows = [row for row in guide.spelled(self.texts) if row is not None]
+        rows = [row for row in guide.spelled(self.texts, blanks=True) if row is not None]
         if not rows:
             raise FuseError(
                 f"method=caption: no model can take what the captioner says ({list(self.texts)}); "
