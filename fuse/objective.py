@@ -52,9 +52,9 @@ class Objective:
         self.constraints = constraints or Constraints()
         self.allowed = self.constraints.allowed(primary.vocabulary)
         """The tokens that a search puts into a prompt."""
-        self.usable = self.constraints.usable(primary.vocabulary)
+        self.usable = self.constraints.usable(primary.vocabulary, self.allowed)
         """The tokens that a start may hold: also those that spell a lone blank."""
-        self.long_words = self.constraints.long_words(primary.vocabulary)
+        self.long_words = self.constraints.long_words(primary.vocabulary, self.usable)
         """The listed words of several tokens; empty where no list asks for such."""
         self.secondaries = dict(secondaries or {})
         if PRIMARY in self.secondaries:

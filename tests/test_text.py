@@ -197,28 +197,29 @@ def test_clip_pools_where_the_network_does(clip: fuse.CLIP, prefix: str, where: 
             assert loss == pytest.approx(expected, abs=1e-5)
 
 
-SPECIAL = ["\u00e9", "<|endoftext|>", "[SEP] [PAD]", "[CLS] a", "[MASK] [UNK]"]
+SPECIAL = ["\u00e9", "<|endoftext|>", "[SEP] [PAD]", "[CLS] a [MASK] [UNK]"]
 
 
-@pytest.mark.parametrize("special", SPECIAL)
-@pytest.mark.parametrize("kind", ["lm", "clip", "open_clip", "mood", "sentence"])
+@pytest.fixture(scope="module")
+def open_clip() -> fuse.OpenCLIP:
+    return fuse.OpenCLIP.load(str(ROOT / "fuse/demo/open_clip"))
+
+
+@pytest.mark.parametrize("kind", ["lm", "clip", "open_clip", "mood", "minilm"])
 def test_special_tokens_in_a_text_change_nothing_of_reuse(
-    request: pytest.FixtureRequest, kind: str, special: str
+    request: pytest.FixtureRequest, kind: str
 ) -> None:
     """For every kind of model: read in batches, with what is cached, and one by one."""
-    if kind == "open_clip":
-        model: Any = fuse.OpenCLIP.load(str(ROOT / "fuse/demo/open_clip"))
-    else:
-        model = request.getfixturevalue("minilm" if kind == "sentence" else kind)
+    model: Any = request.getfixturevalue(kind)
     losses: dict[str, Any] = {"lm": fuse.NLL(), "mood": fuse.ClassNLL(0)}
     loss = losses.get(kind) or fuse.CosineDistance(model.embed_texts(["a house"])[0])
-    prompts = ["a red house", "a boat", f"a {special} cup", "a red cup"]
-    term = fuse.Term(model, loss, prefix=special)
-    plain = fuse.Term(model, loss, prefix=special, prefix_cache=False, packing=False)
-    encoded = term.encode(prompts)
-    term.engine.prefill(encoded[::2])
-    alone = torch.cat([plain.score([row]) for row in encoded])
-    torch.testing.assert_close(term.score(encoded), alone, atol=1e-4, rtol=0)
+    for special in SPECIAL:
+        term = fuse.Term(model, loss, prefix=special)
+        plain = fuse.Term(model, loss, prefix=special, prefix_cache=False, packing=False)
+        encoded = term.encode(["a red house", "a boat", f"a {special} cup"])
+        term.engine.prefill(encoded[::2])
+        alone = torch.cat([plain.score([row]) for row in encoded])
+        torch.testing.assert_close(term.score(encoded), alone, atol=1e-4, rtol=0)
 
 
 # --- constraints, weights, targets ---------------------------------------------------------------
@@ -238,7 +239,8 @@ def test_listed_words_of_several_tokens_are_put_in_whole(lm: fuse.CausalLM, meth
     assert set(words) == listed
     # Without a list, or with words of one token each, nothing is added
     for allow in ([], ["."]):
-        assert fuse.Constraints(allow=allow).long_words(lm.vocabulary) == []
+        constraints = fuse.Constraints(allow=allow)
+        assert fuse.Objective(fuse.Term(lm, fuse.NLL()), constraints=constraints).long_words == []
 
 
 def test_an_empty_word_is_refused() -> None:

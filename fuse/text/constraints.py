@@ -45,10 +45,14 @@ class Constraints:
                     raise FuseError(f"{key}={text!r}: expected words and signs; leave this one out")
 
     @cached_property
-    def _blocked(self) -> re.Pattern[str] | None:
-        """Finds the blocked words in a text of lower case; None where there are none."""
-        words = "|".join(re.escape(text) for text in sorted(_casefolded(self.block)))
-        return re.compile(rf"(?<!\w)(?:{words})(?!\w)") if words else None
+    def _blocked(self) -> tuple[set[str], re.Pattern[str] | None]:
+        """The blocked words of letters and digits alone, and what finds the others in a text; all
+        of lower case.
+        """
+        texts = sorted(_casefolded(self.block))
+        others = [re.escape(text) for text in texts if not re.fullmatch(r"\w+", text)]
+        pattern = re.compile(rf"(?<!\w)(?:{'|'.join(others)})(?!\w)") if others else None
+        return set(texts), pattern
 
     @cached_property
     def _made_of(self) -> set[str]:
@@ -75,28 +79,29 @@ class Constraints:
             raise FuseError(f"constraints={self}: no token of the primary's is left; allow more")
         return mask
 
-    def usable(self, vocabulary: Vocabulary) -> Bool[Tensor, " v"]:
-        """Return which tokens a prompt may hold: the allowed ones, and those that spell a lone
+    def usable(self, vocabulary: Vocabulary, allowed: Bool[Tensor, " v"]) -> Bool[Tensor, " v"]:
+        """Return which tokens a start may hold: the allowed ones, and those that spell a lone
         blank, where tokens need not be words.
         """
-        allowed = self.allowed(vocabulary)
         return allowed if self.words else allowed | vocabulary.blank.to(allowed.device)
 
-    def long_words(self, vocabulary: Vocabulary) -> list[Ids]:
+    def long_words(self, vocabulary: Vocabulary, usable: Bool[Tensor, " v"]) -> list[Ids]:
         """Return how the listed words are spelled, in the case of the list, at the beginning of a
         prompt and after a word; none where each of them is one token.
 
         A search that puts in one token at a time would not find those of several.
         """
+        if self.words or not self.allow:
+            return []
         found: dict[Ids, None] = {}
-        for text in () if self.words else _listed(self.allow):
-            at_beginning, after_word = _spellings(vocabulary, [text])
-            # A sign follows a word without a blank
-            found |= dict.fromkeys(
-                [at_beginning, after_word] if text[0].isalnum() else [at_beginning]
-            )
-        usable = self.usable(vocabulary).tolist()
-        kept = [ids for ids in found if all(usable[token] for token in ids)]
+        for text in _listed(self.allow):
+            word = text.strip()
+            at_beginning, after_word = _spellings(vocabulary, [word])
+            found[at_beginning] = None
+            if word[0].isalnum():  # a sign follows a word without a blank
+                found[after_word] = None
+        may_stay = usable.tolist()
+        kept = [ids for ids in found if all(may_stay[token] for token in ids)]
         return kept if any(len(ids) > 1 for ids in kept) else []
 
     def _allows(self, text: str) -> bool:
@@ -112,14 +117,17 @@ class Constraints:
         if self.words and len(text.split()) != len(row):
             return False
         folded = text.casefold()
-        if self._blocked is not None and self._blocked.search(folded):
+        words, others = self._blocked
+        if words and not words.isdisjoint(re.findall(r"\w+", folded)):
+            return False
+        if others is not None and others.search(folded):
             return False
         return not self._made_of or _is_made_of(folded, self._made_of)
 
 
 def _casefolded(texts: Sequence[str]) -> set[str]:
     """Return a list of texts for comparison."""
-    return {text.casefold() for text in _listed(texts)}
+    return {text.strip().casefold() for text in _listed(texts)}
 
 
 def _listed(texts: Sequence[str]) -> Sequence[str]:
