@@ -9,8 +9,12 @@ from difflib import get_close_matches
 class FuseError(Exception):
     """A mistake that the user can mend.
 
-    Its message names the key, the value, what was expected and what to do.
+    Its message names the key, the value, what was expected and what to do. It can always be
+    printed: a lone surrogate is written as an escape.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(str(message).encode(errors="backslashreplace").decode())
 
 
 def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -42,6 +42,9 @@ class Guide:
         self.check_length = objective.check_length
         self.token_gradient = objective.token_gradient
         self.proposals = objective.proposals
+        self.word_proposals = objective.word_proposals
+        self.long_words = objective.long_words
+        """The listed words of several tokens."""
         self.embedding_gradient = objective.embedding_gradient
         self.next_token_log_probs = objective.next_token_log_probs
 

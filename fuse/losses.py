@@ -163,10 +163,19 @@ class CosineDistance(VectorLoss):
     """Compare meanings: 1 - cos(the text's vector, target), between 0 and 2.
 
     Args:
-        target: a unit vector.
+        target: a vector of whatever length.
+
+    Raises:
+        FuseError: the target has no direction.
     """
 
     target: Float[Tensor, " e"]
+
+    def __post_init__(self) -> None:
+        length = float(self.target.norm())
+        if not 0 < length < float("inf"):
+            raise FuseError(f"target: a vector of length {length} has no direction; give another")
+        object.__setattr__(self, "target", normalize(self.target, dim=-1))
 
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         return 1 - normalize(vectors, dim=-1) @ self.target

@@ -16,7 +16,7 @@ from fuse.nn.embedding_table import EmbeddedVocabulary
 from fuse.statistics import standardised
 from fuse.term import Term
 from fuse.text.constraints import Constraints
-from fuse.text.vocabulary import ID_BYTES
+from fuse.text.vocabulary import ID_BYTES, require_text
 from fuse.types import Candidates, Evaluation, Ids, TermResult
 
 PRIMARY = "primary"
@@ -51,7 +51,11 @@ class Objective:
         self.primary = primary
         self.constraints = constraints or Constraints()
         self.allowed = self.constraints.allowed(primary.vocabulary)
-        """The tokens that a prompt may hold."""
+        """The tokens that a search puts into a prompt."""
+        self.usable = self.constraints.usable(primary.vocabulary, self.allowed)
+        """The tokens that a start may hold: also those that spell a lone blank."""
+        self.long_words = self.constraints.long_words(primary.vocabulary, self.usable)
+        """The listed words of several tokens; empty where no list asks for such."""
         self.secondaries = dict(secondaries or {})
         if PRIMARY in self.secondaries:
             raise FuseError(
@@ -70,18 +74,30 @@ class Objective:
         return self.primary.vocabulary
 
     def spell(self, text: str) -> Ids:
-        """Return the free tokens of a text that a search may start from.
+        """Return the free tokens of a text that a search may start from; white space at its ends
+        is left out.
 
         Raises:
             FuseError: the primary's tokens do not spell it exactly, or it is too long for a model.
         """
-        ids = self.primary.encode([text])[0].free_ids
-        forbidden = [token for token in ids if not self.allowed[token]]
+        require_text(text, "init")
+        (encoded,) = self.primary.encode([text.strip()])
+        ids = encoded.free_ids
+        if not ids:
+            raise FuseError(f"init={text!r}: holds no token of the primary's; give another text")
+        forbidden = self._forbidden(ids)
         if forbidden:
-            spelled = self.vocabulary.decode([(forbidden[0],)])[0]
+            spelled = self.vocabulary.token_texts[forbidden[0]]
             raise FuseError(
-                f"init={text!r}: the token {spelled!r} is not allowed; "
+                f"init={text!r}: the token {spelled.strip() or spelled!r} is not allowed; "
                 "change the text or the constraints"
+            )
+        (prompt,) = self.vocabulary.decode([ids])
+        alone = self.vocabulary.encode_ids([text.strip(), prompt])
+        if alone[0] != alone[1]:
+            raise FuseError(
+                f"init={text!r}: between its prefix, suffix and label the primary reads it as "
+                f"{prompt!r}; change the text, or what it touches"
             )
         if not self.valid([ids])[0]:
             raise FuseError(
@@ -91,14 +107,31 @@ class Objective:
             )
         return ids
 
-    def spelled(self, texts: Sequence[str]) -> list[Ids | None]:
+    def _forbidden(self, ids: Ids) -> list[int]:
+        """Return the tokens that a start may not hold; a lone blank has to stand before a token
+        that has none of its own.
+        """
+        begins, blank = self.vocabulary.begins_word, self.vocabulary.blank
+        found = []
+        for token, following in zip(ids, [*ids[1:], None], strict=True):
+            ends = following is not None and begins[following]
+            if not self.usable[token] or (blank[token] and ends):
+                found.append(token)
+        return found
+
+    def spelled(self, texts: Sequence[str], *, blanks: bool = False) -> list[Ids | None]:
         """Return the allowed free tokens that spell each text in its surroundings; None where there
         are none.
+
+        Args:
+            blanks: whether tokens that spell a lone blank may be among them, as in a start.
         """
         rows = [e.free_ids for e in self.primary.encode(texts)]
         found: list[Ids | None] = []
         for row, ok in zip(rows, self.valid(rows), strict=True):
             allowed = ok and row and all(self.allowed[token] for token in row)
+            if ok and row and blanks:
+                allowed = not self._forbidden(row)
             found.append(row if allowed else None)
         return found
 
@@ -216,7 +249,8 @@ class Objective:
         """Return of each term its loss, as given, and what its model reads."""
         found = {}
         for (name, term), loss in zip(self.terms.items(), losses, strict=True):
-            found[name] = TermResult(loss, term.weight, term.template.render(prompt)[0])
+            text, (encoded,) = term.template.render(prompt)[0], term.encode([prompt])
+            found[name] = TermResult(loss, term.weight, text, encoded.ids)
         return found
 
     # --- gradients -------------------------------------------------------------------------------
@@ -280,6 +314,24 @@ class Objective:
                     pool[i] += [row for row in self.spelled(proposed) if row]
             pools.append(pool)
         return pools
+
+    def word_proposals(
+        self, rows: Sequence[Ids], positions: Sequence[int]
+    ) -> list[list[list[Ids]]]:
+        """Return one pool of rows with a listed word in the place of the token at each row's
+        position, and of the word that it is part of; no pool where all listed words are one token.
+        """
+        if not self.long_words:
+            return []
+        pool = []
+        for row, position in zip(rows, positions, strict=True):
+            own = self.vocabulary.word_around(row, position)
+            spans = dict.fromkeys([(position, position + 1), own])
+            offered: list[Ids] = []
+            for start, end in spans:
+                offered += [(*row[:start], *word, *row[end:]) for word in self.long_words]
+            pool.append(offered)
+        return [pool]
 
     def embedding_gradient(
         self, rows: Sequence[Ids], embeddings: Float[Tensor, "b s d"] | None = None
@@ -345,7 +397,9 @@ class Objective:
                 f"primary={kind}: this method reads next-token probabilities; use a causal LM"
             )
         encoded = self.primary.with_surroundings(rows)
-        return self.primary.engine.next_token_log_probs([e.up_to_prompt().ids for e in encoded])
+        # Where nothing stands before the first token, it is predicted from the start of a text
+        before = [e.up_to_prompt().ids or self.vocabulary.start for e in encoded]
+        return self.primary.engine.next_token_log_probs(before)
 
 
 class ObjectiveGroup:

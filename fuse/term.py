@@ -14,9 +14,9 @@ from fuse.engine import Engine
 from fuse.errors import FuseError
 from fuse.losses import Loss
 from fuse.memo import Memo
-from fuse.models import Model
+from fuse.models import CausalLM, Model
 from fuse.nn.embedding_table import EmbeddedVocabulary
-from fuse.text.template import Encoded, Template
+from fuse.text.template import AUTO, SPACE, Encoded, Template
 from fuse.types import Ids
 
 
@@ -28,6 +28,11 @@ class Term:
         loss: what is minimised.
         weight: the factor of the loss in the sum.
         prefix, suffix: fixed text around the prompt.
+        start: the special tokens before all: "auto", what the tokenizer itself puts before a text,
+            once where the prefix begins with it; "none"; or a text that spells them. Where the
+            prompt's own likelihood is read, and nothing else stands before it, "auto" is BOS.
+        join: "space" puts single spaces between prefix, prompt, suffix and label where words would
+            touch; "none" nothing at all.
         adapter: carries a secondary's gradient to the primary's tokens; None where their tokens are
             the same.
         batch_size: how many rows a forward pass reads at most.
@@ -36,7 +41,8 @@ class Term:
         packing: False to pad the rows of a batch; changes no result.
 
     Raises:
-        FuseError: prefix, suffix and label leave no room for a prompt.
+        FuseError: prefix, suffix and label leave no room for a prompt; a weight that is no number
+            of float32; a `start` that leaves nothing from which the first token is predicted.
     """
 
     def __init__(
@@ -47,6 +53,8 @@ class Term:
         weight: float = 1.0,
         prefix: str = "",
         suffix: str = "",
+        start: str = AUTO,
+        join: str = SPACE,
         adapter: Adapter | None = None,
         batch_size: int = 128,
         precise: Model | None = None,
@@ -55,11 +63,17 @@ class Term:
     ) -> None:
         self.model = model
         self.loss = loss
-        self.weight = float(weight)
-        self.template = Template(prefix, suffix, loss.label)
+        self.weight = _checked_weight(weight)
+        predicts_first = isinstance(model, CausalLM) and loss.reads_prompt
+        self.template = Template(prefix, suffix, loss.label, start, join, predicts_first)
         self.adapter = adapter
         self._encoded: Memo[str, Encoded] = Memo(lambda prompt, e: len(prompt) + e.num_bytes)
-        self.surroundings = self.encode(["a"])[0].with_free_ids(())
+        self.surroundings = self.template.surroundings(self.vocabulary)
+        if start != AUTO and predicts_first and self.surroundings.free == (0, 0):
+            raise FuseError(
+                f"start={start}: nothing then stands before the prompt, from which its first token "
+                "is predicted; give start=auto, or a prefix"
+            )
 
         def engine(model: Model) -> Engine:
             options = {"prefix_cache": prefix_cache, "packing": packing}
@@ -186,3 +200,13 @@ class Term:
             return gradient.embedding
         flat = self.vocabulary.as_embedding_gradient(gradient.labels.flatten(0, 1))
         return gradient.embedding + flat.reshape(gradient.embedding.shape)
+
+
+def _checked_weight(weight: float) -> float:
+    """Return a weight; raise FuseError where float32, in which losses are summed, has no such
+    number.
+    """
+    largest = torch.finfo(torch.float32).max
+    if not abs(weight) <= largest:
+        raise FuseError(f"weight={weight}: expected a number of at most {largest:.1e} in size")
+    return float(weight)

@@ -103,13 +103,14 @@ class Step:
 
 @dataclass(frozen=True)
 class TermResult:
-    """One term of the final objective: its loss without its weight, its weight, and the text its
-    model read.
+    """One term of the final objective: its loss without its weight, its weight, and the text and
+    the token ids, special ones included, that its model read.
     """
 
     loss: float
     weight: float
     text: str
+    ids: Ids = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, processors
 from training import minutes_since, take_step
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from world.scenes import caption, random_scene
@@ -98,12 +98,17 @@ def make_tokenizer(texts: list[str], size: int) -> GPT2Tokenizer:
         texts, vocab_size=size, min_frequency=2, special_tokens=[END], show_progress=False
     )
     learned = json.loads(bpe.to_str())["model"]
-    return GPT2Tokenizer(
+    tokenizer = GPT2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], bos_token=END,
         eos_token=END,
         unk_token=END, pad_token=END, model_max_length=POSITIONS,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
+    # Every document begins with it, as in training
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", special_tokens=[(END, tokenizer.bos_token_id)]
+    )
+    return tokenizer
 
 
 def batches(
@@ -150,7 +155,8 @@ def perplexity(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, texts: list[str
     """Return the per-token perplexity of texts, each between two `<|endoftext|>`."""
     end, total, count = tokenizer.eos_token_id, 0.0, 0
     for text in texts:
-        row = torch.tensor([[end, *tokenizer(text)["input_ids"], end]])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        row = torch.tensor([[end, *ids, end]])
         total += loss_of(model, row, row).item() * (row.shape[1] - 1)
         count += row.shape[1] - 1
     return math.exp(total / count)
@@ -275,7 +281,7 @@ def main() -> None:
         tokenizer = GPT2Tokenizer.from_pretrained(args.tokenizer)
     else:
         tokenizer = make_tokenizer(texts[:100_000], args.vocabulary)
-    ids = tokenizer(texts)["input_ids"]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     count = sum(map(len, ids))
     print(f"{len(texts)} documents, {count} tokens, vocabulary {len(tokenizer)}", flush=True)
     began = time.monotonic()

@@ -118,6 +118,17 @@ class ModelOptions:
     weight: Annotated[Weight, Doc("of its loss in the sum")]
     prefix: Annotated[Text, Doc("fixed text before the prompt")]
     suffix: Annotated[Text, Doc("fixed text after it")]
+    start: Annotated[
+        Text,
+        Doc(
+            "special tokens before all: auto, the tokenizer's own, once where the prefix brings "
+            "them; none; or a text that spells them"
+        ),
+    ]
+    join: Annotated[
+        Literal["space", "none"],
+        Doc("space: single spaces around the prompt where words would touch; none: nothing"),
+    ]
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
     prefix_cache: Annotated[bool, Doc("false: every row is read whole; changes no result")]
     packing: Annotated[bool, Doc("false: the rows of a batch are padded; changes no result")]

@@ -89,6 +89,8 @@ def term_of(config: Config, key: str, models: Models) -> Term:
             weight=config["weight"],
             prefix=config["prefix"],
             suffix=config["suffix"],
+            start=config["start"],
+            join=config["join"],
             batch_size=config["batch_size"],
             precise=precise,
             prefix_cache=config["prefix_cache"],

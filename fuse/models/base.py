@@ -28,6 +28,7 @@ from fuse.nn.hooks import changing_output
 from fuse.nn.network_state import network_state, num_packed_weights
 from fuse.nn.network_view import network_view
 from fuse.text.template import Template
+from fuse.text.vocabulary import require_text
 from fuse.types import Ids
 
 SAMPLED_NUMBERS = 64
@@ -168,8 +169,10 @@ class EmbeddingModel(VectorModel):
         """Return the unit vectors of whole texts.
 
         Raises:
-            FuseError: a text has more tokens than the model can read.
+            FuseError: a text is no Unicode, or has more tokens than the model can read.
         """
+        for text in texts:
+            require_text(text, "target")
         rows = Template().encode(self.vocabulary, texts)
         for text, row in zip(texts, rows, strict=True):
             if len(row.ids) > self.vocabulary.max_length:

@@ -76,7 +76,7 @@ class CLIP(EmbeddingModel):
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Return unit text vectors, pooled where the network itself pools (at the end token)."""
         hits = inputs.hits
-        if hits is None:
+        if hits is None or self._pools_within(hits, inputs):
             pooled = self._run(inputs.ids, self._mask(inputs), inputs.embeddings)
         elif hits.packed and self.supports_packing:
             pooled = self._run_packed(inputs, hits)
@@ -84,6 +84,19 @@ class CLIP(EmbeddingModel):
             start = hits.num_shared_tokens
             pooled = self._run_from(start, inputs, padded_cache(hits))
         return normalize(pooled.float(), dim=-1)
+
+    def _pools_within(self, hits: CacheHits, inputs: Inputs) -> bool:
+        """Whether the network pools a row at a token that is cached, and has no state there: where
+        the text itself holds an end token.
+        """
+        at = self._pooled_position(inputs.ids)[:, None]
+        return bool((hits.cached_position.gather(1, at) >= 0).any())
+
+    def _pooled_position(self, ids: Int[Tensor, "b t"]) -> Int[Tensor, " b"]:
+        """Return where the network pools: at its first end token, or at the first highest id."""
+        end = self.network.text_model.eos_token_id
+        # As the network has it: the configs of the first CLIPs give the end token as 2
+        return ids.argmax(1) if end == 2 else (ids == end).int().argmax(1)
 
     @torch.no_grad()
     def prefill(self, inputs: Inputs, positions: Sequence[int]) -> CachedPrefixes:

@@ -42,7 +42,7 @@ class States:
 
 
 class Decoder(Model):
-    """A Hugging Face causal network. Rows begin with its BOS (else EOS) token, if it has one."""
+    """A Hugging Face causal network. No special token follows a text."""
 
     tied: bool
     """Whether the output layer's weight is the very table that the embedding layer looks up."""
@@ -50,14 +50,11 @@ class Decoder(Model):
     @torch.inference_mode(False)
     @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any) -> None:
-        start = tokenizer.bos_token_id
-        start = tokenizer.eos_token_id if start is None else start
         super().__init__(
             network,
             tokenizer,
             network.get_input_embeddings(),
             context_length(network.config, tokenizer),
-            head=() if start is None else (int(start),),
             tail=(),
         )
         network, config = self.network, self.network.config.get_text_config()

@@ -28,6 +28,9 @@ EXHAUSTED, NO_VALID_CANDIDATE, NOT_FINITE = "exhausted", "no valid candidate", "
 gradient was finite.
 """
 
+NUM_OTHER_STARTS = 4
+"""How many random prompts are tried where the start has no finite loss."""
+
 LIMITS = ("steps", "stop_loss", "label", "time_limit", "max_evaluations")
 """Why a search ended that goes on where these are other ones."""
 
@@ -129,11 +132,15 @@ class Search:
         """Return the state before the first step; the start is scored.
 
         Raises:
-            FuseError: a starting text or a length that some model cannot take.
+            FuseError: a starting text or a length that some model cannot take; a term with no
+                finite loss of the start, nor of a few random prompts.
         """
         start = self.objective.spell(self.init) if self.init else ()
         assert self.first_rng is not None
-        return self._begin_stage(SearchState(rng=self.first_rng), 0, start)
+        state = self._begin_stage(SearchState(rng=self.first_rng), 0, start)
+        if state.initial_loss is None:
+            self._try_other_starts(state)
+        return state
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -284,6 +291,27 @@ class Search:
         rng = torch.Generator()
         rng.set_state(state.rng)
         return rng
+
+    def _try_other_starts(self, state: SearchState) -> None:
+        """Raise FuseError where some random prompts have no finite loss either, as the start has
+        none.
+        """
+        rng = self._rng(state)
+        lengths = range(1, 1 + min(NUM_OTHER_STARTS, self.guide.max_length))
+        tried = self.evaluate(
+            state, Candidates([random_prompt(self.guide, length, rng) for length in lengths])
+        )
+        if tried.loss.isfinite().any() or not tried.valid.any():
+            return
+        state = self._counted(state, tried)
+        never = [name for name in self.objective.terms if self._never_finite(state, name)]
+        if never:
+            raise FuseError(self._why_nothing(replace(state, trouble=NOT_FINITE)))
+        largest = max(self.objective.terms, key=lambda name: abs(self.objective.terms[name].weight))
+        raise FuseError(
+            f"{largest}.weight={self.objective.terms[largest].weight}: the sum of the losses, each "
+            "times its weight, is more than float32 holds; give a smaller weight"
+        )
 
     def _begin_stage(self, state: SearchState, number: int, start: Ids) -> SearchState:
         """Return the state before the first step of a method that begins with `start`."""

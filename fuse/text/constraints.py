@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.errors import FuseError
-from fuse.text.vocabulary import Vocabulary
+from fuse.text.vocabulary import Vocabulary, require_text
 from fuse.types import Ids
 
 
@@ -28,6 +29,9 @@ class Constraints:
             into tokens.
         allow: words and signs that the prompt is made of, whatever their case; empty for no such
             list.
+
+    Raises:
+        FuseError: a word that is empty or no Unicode.
     """
 
     ascii: Annotated[bool, Doc("ASCII characters only")] = True
@@ -35,16 +39,39 @@ class Constraints:
     block: Annotated[Sequence[str], Doc("words that it does not hold")] = ()
     allow: Annotated[Sequence[str], Doc("words and signs that it is made of; []: any")] = ()
 
+    def __post_init__(self) -> None:
+        for key in ("block", "allow"):
+            for text in _listed(getattr(self, key)):
+                require_text(text, key)
+                if not text.strip():
+                    raise FuseError(f"{key}={text!r}: expected words and signs; leave this one out")
+
+    @cached_property
+    def _blocked(self) -> tuple[set[str], re.Pattern[str] | None]:
+        """The blocked words of letters and digits alone, and what finds the others in a text; all
+        of lower case.
+        """
+        texts = sorted(_casefolded(self.block))
+        others = [re.escape(text) for text in texts if not re.fullmatch(r"\w+", text)]
+        pattern = re.compile(rf"(?<!\w)(?:{'|'.join(others)})(?!\w)") if others else None
+        return set(texts), pattern
+
+    @cached_property
+    def _made_of(self) -> set[str]:
+        """The listed words and signs, of lower case."""
+        return _casefolded(self.allow)
+
     def allowed(self, vocabulary: Vocabulary) -> Bool[Tensor, " v"]:
-        """Return which tokens a prompt may hold.
+        """Return which tokens a search puts into a prompt.
 
         Raises:
             FuseError: none is left.
         """
-        blocked, listed = _casefolded(self.block), _casefolded(self.allow)
+        blocked, listed = _casefolded(self.block), self._made_of
         spelling: set[int] = set()
         for text in listed:
-            spelling |= _tokens_of(vocabulary, text)
+            for ids in _spellings(vocabulary, _cases(text)):
+                spelling |= set(ids)
         kept = []
         for token, text in enumerate(vocabulary.token_texts):
             may_stay = self._allows(text) and text.strip().casefold() not in blocked
@@ -53,6 +80,31 @@ class Constraints:
         if not mask.any():
             raise FuseError(f"constraints={self}: no token of the primary's is left; allow more")
         return mask
+
+    def usable(self, vocabulary: Vocabulary, allowed: Bool[Tensor, " v"]) -> Bool[Tensor, " v"]:
+        """Return which tokens a start may hold: the allowed ones, and those that spell a lone
+        blank, where tokens need not be words.
+        """
+        return allowed if self.words else allowed | vocabulary.blank.to(allowed.device)
+
+    def long_words(self, vocabulary: Vocabulary, usable: Bool[Tensor, " v"]) -> list[Ids]:
+        """Return how the listed words are spelled, in the case of the list, at the beginning of a
+        prompt and after a word; none where each of them is one token.
+
+        A search that puts in one token at a time would not find those of several.
+        """
+        if self.words or not self.allow:
+            return []
+        found: dict[Ids, None] = {}
+        for text in _listed(self.allow):
+            word = text.strip()
+            at_beginning, after_word = _spellings(vocabulary, [word])
+            found[at_beginning] = None
+            if word[0].isalnum():  # a sign follows a word without a blank
+                found[after_word] = None
+        may_stay = usable.tolist()
+        kept = [ids for ids in found if all(may_stay[token] for token in ids)]
+        return kept if any(len(ids) > 1 for ids in kept) else []
 
     def _allows(self, text: str) -> bool:
         """Return whether a token's text obeys `ascii` and `words`."""
@@ -67,16 +119,22 @@ class Constraints:
         if self.words and len(text.split()) != len(row):
             return False
         folded = text.casefold()
-        for blocked in _casefolded(self.block):
-            if re.search(rf"(?<!\w){re.escape(blocked)}(?!\w)", folded):
-                return False
-        listed = _casefolded(self.allow)
-        return not listed or _is_made_of(folded, listed)
+        words, others = self._blocked
+        if words and not words.isdisjoint(re.findall(r"\w+", folded)):
+            return False
+        if others is not None and others.search(folded):
+            return False
+        return not self._made_of or _is_made_of(folded, self._made_of)
 
 
 def _casefolded(texts: Sequence[str]) -> set[str]:
-    """Return a list of texts for comparison; a single one may stand for itself."""
-    return {text.casefold() for text in ([texts] if isinstance(texts, str) else texts)}
+    """Return a list of texts for comparison."""
+    return {text.strip().casefold() for text in _listed(texts)}
+
+
+def _listed(texts: Sequence[str]) -> Sequence[str]:
+    """Return a list of texts; a single one may stand for itself."""
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _is_made_of(text: str, listed: set[str]) -> bool:
@@ -89,16 +147,15 @@ def _is_made_of(text: str, listed: set[str]) -> bool:
     return True
 
 
-def _tokens_of(vocabulary: Vocabulary, text: str) -> set[int]:
-    """Return the tokens that spell a text in its usual cases.
+def _cases(text: str) -> list[str]:
+    """Return a text in its usual cases."""
+    return list(dict.fromkeys([text, text.capitalize(), text.upper()]))
 
-    At the beginning of a prompt and after a word.
-    """
-    cases = list(dict.fromkeys([text, text.capitalize(), text.upper()]))
-    num_before = len(vocabulary.encode(["!"])[0][0])
-    found: set[int] = set()
-    for ids, _ in vocabulary.encode(cases):
-        found |= set(ids)
-    for ids, _ in vocabulary.encode([f"! {case}" for case in cases]):
-        found |= set(ids[num_before:])
+
+def _spellings(vocabulary: Vocabulary, texts: Sequence[str]) -> list[Ids]:
+    """Return the tokens that spell each text at the beginning of a prompt, and after a word."""
+    num_before = len(vocabulary.encode_ids(["!"])[0])
+    found = vocabulary.encode_ids(texts)
+    for ids in vocabulary.encode_ids([f"! {text}" for text in texts]):
+        found.append(ids[num_before:])
     return found

@@ -5,41 +5,90 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fuse.text.vocabulary import ID_BYTES, Span, Vocabulary
+from fuse.errors import FuseError, one_of
+from fuse.text.vocabulary import ID_BYTES, Span, Vocabulary, require_text
 from fuse.types import Ids
 
 NO_SPACE_BEFORE = ".,;:!?'\")]}"
 """Signs that follow a word without a space."""
 SPAN_BYTES = 128
 """About what one span takes in a tuple."""
+AUTO, NONE, SPACE = "auto", "none", "space"
+JOINS = (SPACE, NONE)
+"""How prefix, prompt, suffix and label are joined."""
+STAND_INS = ("a", "1", "A", "?")
+"""Short prompts, in whose place others stand: the first that no token shares with the text around
+it.
+"""
 
 
 @dataclass(frozen=True)
 class Template:
     """Fixed text around a prompt: prefix + prompt + suffix + label.
 
-    They are joined by single spaces where words would touch.
+    Args:
+        start: the special tokens before all. "auto": what the tokenizer itself puts before a text,
+            once where the prefix begins with it; "none"; or a text that spells them.
+        join: "space" puts single spaces where words would touch, "none" nothing at all.
+        predicts_first: whether the first token of all is to be predicted, so that one has to stand
+            before it: with "auto", and neither a prefix nor a start token of the tokenizer's, its
+            BOS (else EOS) token.
+
+    Raises:
+        FuseError: a text that is no Unicode, or another `join`.
     """
 
     prefix: str = ""
     suffix: str = ""
     label: str = ""
+    start: str = AUTO
+    join: str = SPACE
+    predicts_first: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("prefix", "suffix", "label", "start"):
+            require_text(getattr(self, key), key)
+        if self.join not in JOINS:
+            raise FuseError(f"join={self.join}: {one_of(self.join, JOINS)}")
 
     def render(self, prompt: str) -> tuple[str, Span, Span]:
         """Return the whole text, and the character spans of the prompt and of the label in it."""
-        text, prompt_span = _append(self.prefix, prompt)
-        text, _ = _append(text, self.suffix)
-        text, label_span = _append(text, self.label)
+        spaced = self.join == SPACE
+        text, prompt_span = _append(self.prefix, prompt, spaced)
+        text, _ = _append(text, self.suffix, spaced)
+        text, label_span = _append(text, self.label, spaced)
         return text, prompt_span, label_span
 
     def encode(self, vocabulary: Vocabulary, prompts: Sequence[str]) -> list[Encoded]:
         """Return what a model reads for each prompt, its own special tokens included."""
         rendered = [self.render(prompt) for prompt in prompts]
         tokens = vocabulary.encode([text for text, _, _ in rendered])
+        head = self.head(vocabulary)
         found = []
         for (ids, spans), (_, prompt_span, label_span) in zip(tokens, rendered, strict=True):
-            found.append(Encoded.build(vocabulary, ids, spans, prompt_span, label_span))
+            begun = self.start == AUTO and self.prefix and ids[: len(head)] == head
+            special = () if begun else head, vocabulary.tail
+            found.append(Encoded.build(special, ids, spans, prompt_span, label_span))
         return found
+
+    def head(self, vocabulary: Vocabulary) -> Ids:
+        """Return the special tokens that stand before all, if the prefix does not bring them."""
+        if self.start == NONE:
+            return ()
+        if self.start != AUTO:
+            return vocabulary.encode([self.start])[0][0]
+        if self.predicts_first and not self.prefix:
+            return vocabulary.head or vocabulary.start
+        return vocabulary.head
+
+    def surroundings(self, vocabulary: Vocabulary) -> Encoded:
+        """Return what a model reads around a prompt, the prompt left out."""
+        stand_ins = self.encode(vocabulary, STAND_INS)
+        for prompt, encoded in zip(STAND_INS, stand_ins, strict=True):
+            text, span, _ = self.render(prompt)
+            if encoded.keeps_apart(text, span):
+                return encoded.with_free_ids(())
+        return stand_ins[0].with_free_ids(())
 
 
 @dataclass(frozen=True)
@@ -58,10 +107,14 @@ class Encoded:
 
     @staticmethod
     def build(
-        vocabulary: Vocabulary, ids: Ids, chars: Sequence[Span], prompt: Span, label: Span
+        special: tuple[Ids, Ids], ids: Ids, chars: Sequence[Span], prompt: Span, label: Span
     ) -> Encoded:
-        """Find the tokens of prompt and label by their characters, and add special tokens."""
-        head, tail = vocabulary.head, vocabulary.tail
+        """Find the tokens of prompt and label by their characters, and add special tokens.
+
+        Args:
+            special: those before and after the text.
+        """
+        head, tail = special
         padded = ((0, 0),) * len(head) + tuple(chars) + ((0, 0),) * len(tail)
         label_span = overlapping(padded, label) if label[0] < label[1] else (0, 0)
         free = overlapping(padded, prompt)
@@ -76,6 +129,13 @@ class Encoded:
     def num_bytes(self) -> int:
         """About how much memory it takes."""
         return ID_BYTES * len(self.ids) + SPAN_BYTES * len(self.chars)
+
+    def keeps_apart(self, text: str, prompt: Span) -> bool:
+        """Whether the tokens of the prompt spell nothing of the text around it but white space."""
+        if self.free[0] == self.free[1]:
+            return False
+        start, end = self.chars[self.free[0]][0], self.chars[self.free[1] - 1][1]
+        return not text[start : prompt[0]].strip() and not text[prompt[1] : end].strip()
 
     def word(self, chars: Span) -> Span:
         """Return the tokens that spell these characters of the prompt."""
@@ -107,7 +167,7 @@ class Encoded:
         """Return the same surroundings with other free tokens, and no character spans."""
         (start, end), shift = self.free, len(free_ids) - (self.free[1] - self.free[0])
         label = self.label
-        if label[0] >= end:
+        if end <= label[0] < label[1]:
             label = (label[0] + shift, label[1] + shift)
         ids = self.ids[:start] + free_ids + self.ids[end:]
         return Encoded(ids, (), (start, start + len(free_ids)), label)
@@ -122,10 +182,15 @@ def overlapping(chars: Sequence[Span], part: Span) -> Span:
     return (hits[0], hits[-1] + 1) if hits else (0, 0)
 
 
-def _append(text: str, more: str) -> tuple[str, Span]:
-    """Return both texts joined, with a space between two words, and the span of the second."""
+def _append(text: str, more: str, spaced: bool) -> tuple[str, Span]:
+    """Return both texts joined, with a space between two words, and the span of the second.
+
+    Args:
+        spaced: False for no space.
+    """
     touching = (
-        text
+        spaced
+        and text
         and more
         and not text[-1].isspace()
         and not more[0].isspace()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,20 @@ Span = tuple[int, int]
 
 ID_BYTES = 36
 """About what one token id takes in a tuple."""
+
+
+def require_text(text: str, key: str) -> None:
+    """Raise FuseError where a text is no Unicode: a shell gives bytes that are not UTF-8 in this
+    way.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = text[error.start]
+        raise FuseError(
+            f"{key}={text!r}: expected a text, and {wrong!r} is no character "
+            "(a byte that is not UTF-8?); give it in UTF-8"
+        ) from None
 
 
 class Vocabulary:
@@ -67,19 +82,37 @@ class Vocabulary:
         return self.size
 
     @property
+    def start(self) -> Ids:
+        """The tokenizer's BOS, else EOS, token, whether it puts it before a text or not; empty if
+        there is neither.
+        """
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        token = eos if bos is None else bos
+        return () if token is None else (int(token),)
+
+    @property
     def max_text_tokens(self) -> int:
         """How many tokens of a text the model reads at most, beside its special tokens."""
         return self.max_length - len(self.head) - len(self.tail)
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Ids, list[Span]]]:
-        """Return each text's ids, without special tokens, and the character span of each token."""
+        """Return each text's ids, without special tokens, and the character span of each token.
+
+        Raises:
+            FuseError: a text that is no Unicode.
+        """
         if not texts:
             return []
         # `verbose` would warn of texts over the model's length, which we refuse ourselves
         unread = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        out = self.tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, **unread
-        )
+        try:
+            out = self.tokenizer(
+                list(texts), add_special_tokens=False, return_offsets_mapping=True, **unread
+            )
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                require_text(text, "text")
+            raise
         pairs = zip(out.input_ids, out.offset_mapping, strict=True)
         return [(tuple(ids), offsets) for ids, offsets in pairs]
 
@@ -119,6 +152,16 @@ class Vocabulary:
         starts = [end + len(prompt[end:]) - len(prompt[end:].lstrip()) for end in [0, *ends[:-1]]]
         return [(min(start, end), end) for start, end in zip(starts, ends, strict=True)]
 
+    def word_around(self, row: Ids, position: int) -> Span:
+        """Return the tokens of the word, between white space, that one token is part of."""
+        spans = self.token_spans(row)
+        begins = [True]
+        for (_, end), (start, _) in pairwise(spans):
+            begins.append(end < start)
+        start = max(i for i in range(position + 1) if begins[i])
+        later = [i for i in range(position + 1, len(row)) if begins[i]]
+        return start, later[0] if later else len(row)
+
     @cached_property
     def token_texts(self) -> list[str]:
         """What each token adds to a text that it continues, leading space included."""
@@ -136,6 +179,13 @@ class Vocabulary:
         texts = self.token_texts
         printable = [t.strip() != "" and t.isprintable() and "\ufffd" not in t for t in texts]
         return torch.tensor([ok and i not in special for i, ok in enumerate(printable)])
+
+    @cached_property
+    def blank(self) -> Bool[Tensor, " v"]:
+        """Which tokens spell a lone blank, as some vocabularies have it before numbers."""
+        special = {*self.tokenizer.all_special_ids, *self.head, *self.tail}
+        blank = [text == " " for text in self.token_texts]
+        return torch.tensor([ok and i not in special for i, ok in enumerate(blank)])
 
     @cached_property
     def begins_word(self) -> Bool[Tensor, " v"]:

@@ -79,6 +79,8 @@ class AutoDAN(Method):
         finite = gradient.isfinite().all(1)
         ranking = self._rank(rows, log_probs, gradient.nan_to_num(), guide)
         pools = guide.proposals(filled, positions, self.search_width, self.linearise)
+        for pool in guide.word_proposals(filled, positions):
+            pools.append([_by_rank(*one) for one in zip(pool, positions, ranking, strict=True)])
         width = max(1, self.search_width // (len(parents) * (1 + len(pools))))
         tokens = self._draw(ranking, min(4 * width, int(guide.allowed.sum())), rng)
         ids: list[Ids] = []
@@ -141,3 +143,9 @@ class AutoDAN(Method):
             kept = drawn.indices[i][drawn.values[i] > -torch.inf]
             found.append(order[i, kept].tolist())
         return found
+
+
+def _by_rank(rows: Sequence[Ids], position: int, ranking: Float[Tensor, " v"]) -> list[Ids]:
+    """Return rows in the order of the ranks of their tokens at a position, the best first."""
+    ranks, longer = ranking.tolist(), [row for row in rows if len(row) > position]
+    return sorted(longer, key=lambda row: -ranks[row[position]])

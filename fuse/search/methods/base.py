@@ -101,6 +101,8 @@ class Method(ABC):
 def random_prompt(guide: Guide, length: int, rng: torch.Generator) -> Ids:
     """Draw a prompt of `length` allowed tokens whose text is valid; all but the first begin words.
 
+    It is longer where a listed word of several tokens has to end it.
+
     Raises:
         FuseError: that many tokens do not fit.
     """
@@ -110,6 +112,9 @@ def random_prompt(guide: Guide, length: int, rng: torch.Generator) -> Ids:
         tokens = (guide.begins_word if prompt else guide.allowed).nonzero().flatten().cpu()
         drawn = tokens[torch.randint(len(tokens), (DRAWN_AT_ONCE,), generator=rng)].tolist()
         longer = first_valid([(*prompt, token) for token in drawn], guide, DRAWN_AT_ONCE)
+        if not longer and guide.long_words:
+            order = torch.randperm(len(guide.long_words), generator=rng).tolist()
+            longer = first_valid([(*prompt, *guide.long_words[i]) for i in order], guide, 1)
         if not longer:
             raise FuseError(
                 f"prompt_length={length}: found no text of more than {len(prompt)} "

@@ -34,7 +34,8 @@ class Caption(Method):
         check_options(self)
 
     def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[None, list[Ids]]:
-        rows = [row for row in guide.spelled(self.texts[: self.search_width]) if row is not None]
+        texts = self.texts[: self.search_width]
+        rows = [row for row in guide.spelled(texts, blanks=True) if row is not None]
         if not rows:
             raise FuseError(
                 f"method=caption: no model can take what the captioner says ({list(self.texts)}); "

@@ -74,6 +74,7 @@ class GCG(Edits):
         ranking = ranking.masked_fill(~guide.allowed, -torch.inf)
         tokens = ranking.topk(min(self.top_k, int(guide.allowed.sum()))).indices
         pools = guide.proposals(rows, positions, self.top_k, self.linearise)
+        pools += guide.word_proposals(rows, positions)
         return Shortlists(sites, tokens, state if self.momentum else UNCHANGED, pools, dropped)
 
     def _with_momentum(

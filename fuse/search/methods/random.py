@@ -31,14 +31,17 @@ class Random(Edits):
 
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
         tokens = guide.allowed.nonzero().flatten()
+        rows, positions = [site.row for site in sites], [site.position for site in sites]
+        pools = guide.word_proposals(rows, positions)
         if self.search_ball == "L0":
-            return Shortlists(sites, tokens.expand(len(sites), -1))
+            return Shortlists(sites, tokens.expand(len(sites), -1), pools=pools)
         present = torch.tensor([_present(site) for site in sites], device=tokens.device)
         table = guide.vocabulary.embedding
         distance = torch.cdist(table[present].float(), table[tokens].float())
         distance[present[:, None] == tokens] = torch.inf  # itself is no change
         count = min(self.top_k, max(1, len(tokens) - 1))
-        return Shortlists(sites, tokens[distance.topk(count, largest=False).indices])
+        nearest = distance.topk(count, largest=False).indices
+        return Shortlists(sites, tokens[nearest], pools=pools)
 
 
 def _present(site: Site) -> int:
