@@ -14,7 +14,6 @@ from io import TextIOWrapper
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 from rich.text import Text
 
@@ -58,6 +57,15 @@ class _Lenient:
         return getattr(sys.stderr, name)
 
 
+class _Warnings(logging.Handler):
+    """Shows each record in one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        text = f"{record.levelname.lower()}: {clipped(record.getMessage())}"
+        errors.print(Text(text), style="yellow", soft_wrap=True)
+
+
 errors = Console(file=cast(IO[str], _Lenient()), highlight=False)
 
 
@@ -78,11 +86,9 @@ def set_up() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    handler = RichHandler(console=errors, show_time=False, show_path=False, markup=False)
-    handler.setLevel(logging.WARNING)
     logger = logging.getLogger("fuse")
-    if not any(isinstance(h, RichHandler) for h in logger.handlers):
-        logger.addHandler(handler)
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings(logging.WARNING))
 
 
 def quiet_libraries() -> None:

@@ -8,6 +8,7 @@ text becomes `"${text:'...'}"`, its special signs percent-encoded, so that Hydra
 from __future__ import annotations
 
 import re
+from argparse import ArgumentError
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from fuse.app.places import CONF
 from fuse.app.schema import Verbatim, verbatim_keys
-from fuse.errors import FuseError, one_of
+from fuse.errors import FuseError, one_line, one_of
 from fuse.options import shown
 
 FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
@@ -44,23 +45,39 @@ def encoded(text: str) -> str:
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
-    """Return the command line for Hydra.
+    """Return the command line for Hydra, the flags first.
 
     Raises:
-        FuseError: with one line for each override that cannot be read, and for each choice that
-            does not exist.
+        FuseError: with one line for each override or flag that cannot be read, and for each choice
+            that does not exist.
     """
     reader = Reader(arguments)
+    flags: list[str] = []
     found, is_value = [], False
     for argument in arguments:
         if is_value or argument.startswith("-"):
-            found.append(argument)
+            flags.append(argument)
             is_value = not is_value and argument in FLAGS_WITH_VALUE
         else:
             found += reader.read(argument)
+    reader.mistakes += _wrong_flags(flags)
     if reader.mistakes:
         raise FuseError("\n".join(reader.mistakes))
-    return found
+    return [*flags, *found]
+
+
+def _wrong_flags(flags: Sequence[str]) -> list[str]:
+    """Return one line about flags that Hydra does not know."""
+    from hydra._internal.utils import get_args_parser
+
+    parser, wrong = get_args_parser(), []
+    parser.exit_on_error = False
+    parser.error = wrong.append  # type: ignore[method-assign, assignment]
+    try:
+        parser.parse_args(list(flags))
+    except ArgumentError as error:
+        wrong.append(str(error))
+    return [f"{one_line(text)}; see python find_prompt.py --help" for text in wrong[:1]]
 
 
 class Reader:

@@ -127,7 +127,7 @@ class RunFolder:
             try:
                 fields = json.loads(line)
                 found.append(Step(**{**fields, "free_ids": tuple(fields["free_ids"])}))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 break
         return found
 
@@ -258,7 +258,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the content of a file; None where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
