@@ -21,7 +21,7 @@ from fuse.errors import FuseError, one_line, one_of
 from fuse.options import shown
 
 FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-                    "--package", "-p", "--experimental-rerun")  # fmt: skip
+                    "--package", "-p", "--cfg", "-c", "--experimental-rerun")  # fmt: skip
 MULTIRUN = ("-m", "--multirun")
 SIGNS = re.compile(r"""[%'"\\${}\x00-\x1f\x7f]""")
 """What means something to Hydra or OmegaConf within quotes."""
@@ -70,7 +70,8 @@ def _wrong_flags(flags: Sequence[str]) -> list[str]:
     """Return one line about flags that Hydra does not know."""
     from hydra._internal.utils import get_args_parser
 
-    parser, wrong = get_args_parser(), []
+    parser = get_args_parser()
+    wrong: list[str] = []
     parser.exit_on_error = False
     parser.error = wrong.append  # type: ignore[method-assign, assignment]
     try:
