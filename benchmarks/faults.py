@@ -277,7 +277,7 @@ def full_disk(world: World) -> str:
     disk = world.folder / "disk"
     disk.mkdir(exist_ok=True)
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True
     ).returncode:
         return "could not be tried: no right to mount a file system"
     try:

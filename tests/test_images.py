@@ -21,6 +21,7 @@ from fuse.images import ReadingOptions, open_image
 from fuse.images.colours import as_seen
 from fuse.images.damage import PNG_MARK
 from fuse.images.formats import describe, readable_formats
+from fuse.options import shown
 
 RED, BLUE, GRAY = (200, 30, 40), (20, 60, 190), 137
 LOSSLESS = {
@@ -563,7 +564,7 @@ def test_the_size_of_jpeg_xl_is_read_before_decoding(tmp_path: Path) -> None:
 )
 def test_options_that_cannot_be_are_named(options: dict[str, object]) -> None:
     ((key, value),) = options.items()
-    with pytest.raises(fuse.FuseError, match=f"{key}={value}: .*expected"):
+    with pytest.raises(fuse.FuseError, match=f"{key}={shown(value)}: .*expected"):
         ReadingOptions(**options)  # type: ignore[arg-type]
 
 

@@ -14,6 +14,7 @@ import fuse
 from fuse.engine.runner import ModelRunner
 from fuse.guide import Guide
 from fuse.nn.batch import Inputs
+from fuse.options import options_of
 from fuse.registry import METHODS
 from fuse.search.methods import embedding as embedding_module
 from fuse.search.methods.base import Method, first_valid, random_prompt
@@ -979,7 +980,7 @@ def radius_of(guide: Guide) -> float:
     return float(guide.vocabulary.embedding[guide.allowed].norm(dim=-1).mean())
 
 
-@pytest.mark.parametrize("start", embedding_module.STARTS)
+@pytest.mark.parametrize("start", options_of(fuse.Embedding)["start"].choices)
 def test_embeddings_points_stay_on_the_sphere(
     eliciting: Guide, generator: torch.Generator, start: str
 ) -> None:

@@ -150,11 +150,13 @@ def test_each_picture_is_looked_at_wherever_the_list_was(tmp_path: Path) -> None
     first, second = str(picture(tmp_path / "a.png")), str(picture(tmp_path / "b.png"))
     value = [first, second]
     secondaries = {"own": {"image": "other.png"}, "same": {"image": value}}
-    groups = _groups({"image": value, "secondary": secondaries}, 2)
+    groups = _groups({"image": value, "nested": False, "secondary": secondaries}, 2)
     assert [list(group) for group in groups] == [["a.png", "b.png"]]
     assert groups[0]["b.png"] == {
         "image": second,
+        "nested": False,
         "secondary": {"own": {"image": "other.png"}, "same": {"image": second}},
     }
-    assert _groups({"image": first}, 1) == [{"": {"image": first}}]
+    one = {"image": first, "nested": False}
+    assert _groups(one, 1) == [{"": one}]
     assert _groups({"image": None}, 1) == [{"": {"image": None}}]

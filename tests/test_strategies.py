@@ -122,7 +122,7 @@ def test_no_more_candidates_are_kept_of_a_step_than_are_ranked(
 
 @pytest.mark.parametrize("kind", [fuse.Beam, fuse.UniformCost])
 def test_sizes_below_one_are_refused(kind: type) -> None:
-    with pytest.raises(fuse.FuseError, match="=0: expected at least 1"):
+    with pytest.raises(fuse.FuseError, match="=0: expected a whole number from 1"):
         kind(0)
 
 

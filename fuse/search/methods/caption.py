@@ -26,7 +26,7 @@ class Caption(Method):
 
     greedy_only: ClassVar[bool] = True
     texts: Sequence[str]
-    search_width: Annotated[Count, Doc("captions scored, the best of beam search")] = 1
+    search_width: Annotated[Count, Doc("texts that a captioner is asked for, by beam search")] = 1
     prompt_length: Annotated[CountOrNone, PROMPT_LENGTH] = 0
     steps: Annotated[Whole, Doc("none are made")] = 0
 
@@ -34,8 +34,7 @@ class Caption(Method):
         check_options(self)
 
     def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[None, list[Ids]]:
-        texts = self.texts[: self.search_width]
-        rows = [row for row in guide.spelled(texts, blanks=True) if row is not None]
+        rows = [row for row in guide.spelled(self.texts, blanks=True) if row is not None]
         if not rows:
             raise FuseError(
                 f"method=caption: no model can take what the captioner says ({list(self.texts)}); "
