@@ -32,8 +32,12 @@ Count = Annotated[int, Ge(1), Le(MAX_COUNT)]
 CountOrNone = Annotated[int, Ge(0), Le(MAX_COUNT)]
 """A count that may be 0."""
 Whole = Annotated[int, Ge(0), Le(10**18)]
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
+AtLeastOne = Annotated[int, Ge(1), Le(10**18)]
+LARGE = 1e9
+"""No weight, rate or time is larger: beyond, float32 would lose what it is added to."""
+Number = Annotated[float, Ge(-LARGE), Le(LARGE)]
+Positive = Annotated[float, Gt(0), Le(LARGE)]
+NotNegative = Annotated[float, Ge(0), Le(LARGE)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 

@@ -17,8 +17,10 @@ from typing_extensions import Doc
 from fuse.errors import FuseError, one_of
 from fuse.images import ReadingOptions
 from fuse.options import (
+    AtLeastOne,
     Count,
     NotNegative,
+    Number,
     OneOf,
     Option,
     Positive,
@@ -54,12 +56,9 @@ Device = Annotated[
 ]  # fmt: skip
 DType = Literal["float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
 Interval = Annotated[
-    Annotated[int, Ge(1)] | Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?s$")] | None,
+    AtLeastOne | Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?s$")] | None,
     Words("a number of steps such as 10, seconds such as 30s, or null"),
 ]
-LARGE = 1e9
-Weight = Annotated[float, Ge(-LARGE), Le(LARGE)]
-"""In the sum of losses: beyond, float32 would lose the other terms."""
 
 DEVICE = Doc("where it runs")
 DTYPE = Doc(
@@ -84,9 +83,9 @@ class RunOptions:
         Doc("a text to start from; random: random tokens; caption: the captioner's sentence"),
     ]
     steps: Annotated[Whole | None, Doc("null: the method's own number, and that of `refine`")]
-    stop_loss: Annotated[float | None, Doc("end at this loss")]
+    stop_loss: Annotated[Number | None, Doc("end at this loss")]
     time_limit: Annotated[Positive | None, Doc("end after so many seconds")]
-    max_evaluations: Annotated[Annotated[int, Ge(1)] | None, Doc("end after so many candidates")]
+    max_evaluations: Annotated[AtLeastOne | None, Doc("end after so many candidates")]
     stop_at_label: Annotated[bool, Doc("end when the LM greedily says the label")]
     prompt_length: Annotated[Whole | None, Doc("null: the method's own length of its first prompt")]
     seed: Annotated[Annotated[int, Ge(0), Le(2**63 - 1)], Doc("the same seed gives the same run")]
@@ -115,7 +114,7 @@ class ModelOptions:
 
     kind: Annotated[Annotated[str, OneOf(tuple(MODELS))], Doc("what kind of model it is")]
     model_id: Annotated[ModelId, Doc("a hub id or a local folder")]
-    weight: Annotated[Weight, Doc("of its loss in the sum")]
+    weight: Annotated[Number, Doc("of its loss in the sum")]
     prefix: Annotated[Text, Doc("fixed text before the prompt")]
     suffix: Annotated[Text, Doc("fixed text after it")]
     start: Annotated[
@@ -181,7 +180,7 @@ class TextGoal:
 class ClassGoal:
     """What is sought with a classifier."""
 
-    target: Annotated[Text | int | None, Doc("the class that is sought: its name or its number")]
+    target: Annotated[Text | Whole | None, Doc("the class that is sought: its name or its number")]
 
 
 GOAL_OPTIONS: dict[str, type] = {

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
 from typing_extensions import Doc
 
 from fuse.errors import FuseError, one_line
-from fuse.options import check_options
+from fuse.options import AtLeastOne, check_options
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class ReadingOptions:
         Literal["crop", "pad"],
         Doc("crop: a model that wants a square takes the middle; pad: it sees the whole picture"),
     ] = "crop"
-    max_pixels: Annotated[int, Ge(1), Doc("of a picture, checked before it is decoded")] = (
+    max_pixels: Annotated[AtLeastOne, Doc("of a picture, checked before it is decoded")] = (
         200_000_000
     )
-    max_bytes: Annotated[int, Ge(1), Doc("of a picture's file, checked before it is read")] = (
+    max_bytes: Annotated[AtLeastOne, Doc("of a picture's file, checked before it is read")] = (
         500_000_000
     )
 

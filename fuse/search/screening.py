@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.objective import PRIMARY, Known, Objective
-from fuse.options import check_options
+from fuse.options import LARGE, check_options
 from fuse.statistics import rank_correlation
 from fuse.term import Term
 from fuse.types import Candidates, Ids
@@ -46,6 +46,7 @@ class Probe:
     reduction: Annotated[
         float,
         Ge(1),
+        Le(LARGE),
         Doc("where they do not agree at all, one candidate in so many is scored; else fewer"),
     ] = 8.0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.guide import Guide
-from fuse.options import Count, CountOrNone, NotNegative, Whole, check_options
+from fuse.options import Count, CountOrNone, NotNegative, Number, Whole, check_options
 from fuse.search.methods.base import (
     LINEARISE,
     PROMPT_LENGTH,
@@ -50,7 +50,7 @@ class AutoDAN(Method):
     temperature: Annotated[NotNegative, Doc("0: the best candidates; above: drawn")] = 0.0
     top_p: Annotated[float, Gt(0), Le(1), Doc("drawn from the likeliest of this mass")] = 1.0
     frequency_penalty: Annotated[
-        float, Doc("for each time that the prompt holds a token already")
+        Number, Doc("for each time that the prompt holds a token already")
     ] = 0.0
     linearise: Annotated[Points, LINEARISE] = ("current",)
     prompt_length: Annotated[CountOrNone, PROMPT_LENGTH] = 0
