@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import fuse
+from fuse.app.check import check, keys_of
 from fuse.app.config import compose
-from fuse.app.schema import check, keys_of
 
 COMMANDS = [
     [],

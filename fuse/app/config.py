@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fuse.app import places
+from fuse.app.check import check
 from fuse.app.overrides import decoded, prepared
 from fuse.app.run_folder import claim
-from fuse.app.schema import check
 from fuse.errors import one_of
 
 COMPLAINTS = (HydraException, OmegaConfBaseException)

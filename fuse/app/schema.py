@@ -1,12 +1,12 @@
-"""The configuration: every key described once, and a whole configuration checked at once.
+"""The configuration: every key described once.
 
 Options of methods, strategies and adapters are described where these are; here is what a run has
-beside them. Nothing of this file imports a network library before a configuration is checked.
+beside them. Nothing of this file imports a network library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,7 +14,6 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import StringConstraints
 from typing_extensions import Doc
 
-from fuse.errors import FuseError, one_of
 from fuse.images import ReadingOptions
 from fuse.options import (
     AtLeastOne,
@@ -26,11 +25,9 @@ from fuse.options import (
     Positive,
     Whole,
     Words,
-    mistakes_in,
     options_of,
-    shown,
 )
-from fuse.registry import ADAPTERS, LM_LOSSES, METHODS, MODELS, STRATEGIES
+from fuse.registry import LM_LOSSES, MODELS
 
 Config = Mapping[str, Any]
 
@@ -238,165 +235,9 @@ class DraftOptions:
     dtype: Annotated[DType, DTYPE]
 
 
-# --- the check ----------------------------------------------------------------------------------
-
-
-def check(config: Config) -> None:
-    """Check a composed configuration.
-
-    Raises:
-        FuseError: with one line for each mistake.
-    """
-    lines = Check(config).lines
-    if lines:
-        raise FuseError("\n".join(dict.fromkeys(lines)))
-
-
-class Check:
-    """All mistakes of one configuration; `lines` holds them in its order."""
-
-    def __init__(self, config: Config) -> None:
-        self._keys = list(keys_of(config))
-        sections: dict[str, Callable[[Any, str], None]] = {
-            "method": self._method,
-            "refine": self._refine,
-            "strategy": self._strategy,
-            "scoring": self._scoring,
-            "adapter": self._adapter,
-            "primary": self._model,
-            "secondary": self._secondaries,
-            "constraints": self._constraints,
-            "captioner": self._captioner,
-        }
-        plain = {name: value for name, value in config.items() if name not in sections}
-        self.lines: list[str] = []
-        self._wrong: dict[str, Any] = {}
-        self._section(plain, run_options(), "", also=sections)
-        for name, option in run_options().items():
-            if name in plain and not option.accepts(plain[name]):
-                self._wrong[name] = plain[name]
-        for name, section in sections.items():
-            section(config.get(name), name)
-
-    def _section(
-        self,
-        values: Any,
-        options: Mapping[str, Option],
-        key: str,
-        nullable: bool = False,
-        also: Iterable[str] = (),
-    ) -> None:
-        """Check the values of one section.
-
-        Args:
-            also: names of the section that are checked elsewhere.
-        """
-        if not isinstance(values, Mapping):
-            choice = "; choose one by its name" if "." not in key else ""
-            self.lines.append(f"{key}={shown(values)}: expected an entry with options{choice}")
-            return
-        told = set()  # what ${device} hands on is told once
-        for name, value in values.items() if key else ():
-            if name in self._wrong and self._wrong[name] == value:
-                told.add(options[name].mistake(value, f"{key}.{name}"))
-        given = {f"{key}.{name}" if key else name for name in values if name not in options}
-        known = [name for name in (*also, *self._keys) if name not in given]
-        lines = mistakes_in(values, options, key, nullable, known)
-        self.lines += [line for line in lines if line not in told]
-
-    def _part(self, values: Any, kinds: Mapping[str, Any], key: str, *more: type) -> None:
-        """Check a method, a strategy or another part with a name; null stands for its defaults."""
-        kind = self._named(values, kinds, key)
-        if kind is not None:
-            options = dict(options_of(kind))
-            for own in more:
-                options |= options_of(own)
-            own_values = {name: value for name, value in values.items() if name != "name"}
-            self._section(own_values, options, key, nullable=True)
-
-    def _named(self, values: Any, kinds: Mapping[str, Any], key: str) -> Any:
-        """Return the class that an entry names; None after a mistake."""
-        name = values.get("name") if isinstance(values, Mapping) else values
-        if isinstance(values, Mapping) and isinstance(name, str) and name in kinds:
-            return kinds[name]
-        what = f"{key}.name" if isinstance(values, Mapping) else key
-        self.lines.append(f"{what}={shown(name)}: {one_of(name, kinds)}")
-        return None
-
-    def _method(self, values: Any, key: str) -> None:
-        self._part(values, METHODS, key)
-
-    def _refine(self, values: Any, key: str) -> None:
-        if values is not None:
-            self._part(values, METHODS, key)
-
-    def _strategy(self, values: Any, key: str) -> None:
-        self._part(values, {"auto": AutoStrategy, **STRATEGIES}, key)
-
-    def _scoring(self, values: Any, key: str) -> None:
-        from fuse.search.screening import Probe
-
-        if not isinstance(values, Mapping) or values.get("name") != "probe":
-            self._part(values, {"exact": Exact, "probe": Probe}, key)
-            return
-        own = {name: value for name, value in values.items() if name != "draft"}
-        self._part(own, {"probe": Probe}, key)
-        self._section(values.get("draft"), options_of(DraftOptions), f"{key}.draft")
-
-    def _adapter(self, values: Any, key: str) -> None:
-        kinds = {name: kind.settings for name, kind in ADAPTERS.items()}
-        settings = self._named(values, kinds, key)
-        if settings is not None:
-            own = {name: value for name, value in values.items() if name != "name"}
-            self._section(own, options_of(AdapterFiles) | options_of(settings), key)
-
-    def _model(self, values: Any, key: str) -> None:
-        """Check the entry of a model, whose options depend on its kind."""
-        options = options_of(ModelOptions)
-        if not isinstance(values, Mapping):
-            self.lines.append(
-                f"{key}={shown(values)}: expected an entry with model_id and weight; to leave it "
-                "out, choose others in secondary=[...]"
-            )
-        elif "kind" not in values:
-            self.lines.append(
-                f"{key}: no such entry; choose entries by name, such as secondary=[clip,sentence]"
-            )
-        elif not options["kind"].accepts(values["kind"]):
-            self.lines.append(options["kind"].mistake(values["kind"], f"{key}.kind"))
-        else:
-            kind = MODELS[values["kind"]]
-            options |= options_of(GOAL_OPTIONS[kind.goal])
-            options |= options_of(kind.load_options) if kind.load_options else {}
-            self._section(values, options, key)
-
-    def _secondaries(self, values: Any, key: str) -> None:
-        if not isinstance(values, Mapping):
-            self.lines.append(f"{key}={shown(values)}: expected names such as [clip,sentence]")
-            return
-        for name, entry in values.items():
-            self._model(entry, f"{key}.{name}")
-
-    def _constraints(self, values: Any, key: str) -> None:
-        from fuse.text.constraints import Constraints
-
-        self._section(values, options_of(Constraints), key)
-
-    def _captioner(self, values: Any, key: str) -> None:
-        self._section(values, options_of(CaptionerOptions), key)
-
-
 def run_options() -> dict[str, Option]:
     """Return the options at the top of the configuration, those of pictures among them."""
     return options_of(RunOptions) | options_of(ReadingOptions)
-
-
-def keys_of(config: Any, key: str = "") -> Iterable[str]:
-    """Return the full name of every key of a configuration."""
-    for name, value in config.items() if isinstance(config, Mapping) else ():
-        full = f"{key}.{name}" if key else str(name)
-        yield full
-        yield from keys_of(value, full)
 
 
 def verbatim_keys() -> dict[str, Verbatim]:
