@@ -21,6 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import fuse
 
+METHODS = {
+    "gcg": lambda width: fuse.GCG(search_width=width),
+    "random": lambda width: fuse.Random(search_width=width, buffer_size=0),
+}
+"""One that gets stuck, and one that wanders, since no earlier prompt competes again."""
 FIRST = 100
 """The step after which nothing should grow."""
 
@@ -30,6 +35,7 @@ def main() -> None:
         __doc__,
         steps={"type": int, "default": 2000},
         candidates={"type": int, "default": 128},
+        methods={"nargs": "+", "default": list(METHODS), "choices": list(METHODS)},
         prefix={"type": int, "default": 0, "help": "words of the fixed prefix"},
     )
     lm = language_model(options.prefix)
@@ -40,7 +46,8 @@ def main() -> None:
     secondary = fuse.Term(clip, fuse.CosineDistance(image), weight=10, adapter=adapter)
     objective = fuse.Objective(primary, {"clip": secondary})
     rows = []
-    for name, method in methods(options).items():
+    for name in options.methods:
+        method = METHODS[name](options.candidates)
         rows.append({"method": name, **measure(objective, method, options.steps)})
     show(f"{options.steps} steps, a prefix of {options.prefix} words", rows, options.json)
 
@@ -54,15 +61,6 @@ def language_model(prefix: int) -> fuse.CausalLM:
     config = AutoConfig.from_pretrained(folder, n_positions=4 * prefix)
     network = AutoModelForCausalLM.from_config(config)
     return fuse.CausalLM(network, AutoTokenizer.from_pretrained(folder))
-
-
-def methods(options: object) -> dict[str, fuse.Method]:
-    """Return the methods that are measured: one that gets stuck, and one that wanders."""
-    width = options.candidates  # type: ignore[attr-defined]
-    return {
-        "gcg": fuse.GCG(search_width=width),
-        "random, no buffer": fuse.Random(search_width=width, buffer_size=0),
-    }
 
 
 def measure(objective: fuse.Objective, method: fuse.Method, steps: int) -> Row:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
+from fuse.memo import STEPS_BETWEEN_TRIMS, trim_heap
 from fuse.objective import Objective
 from fuse.registry import METHODS
 from fuse.search.checks import check_combination, check_objective
@@ -272,6 +273,8 @@ class Search:
             candidates = self.propose(state)
             evaluated = self.evaluate(state, candidates)
             after = self.accept(state, evaluated)
+            if after.proposed % STEPS_BETWEEN_TRIMS == 0:
+                trim_heap()
             if after.step > state.step and after.last is not None:
                 trace.append(after.last)
                 if self.on_step is not None:
