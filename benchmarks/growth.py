@@ -60,7 +60,8 @@ def language_model(prefix: int) -> fuse.CausalLM:
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(folder, n_positions=4 * prefix)
     network = AutoModelForCausalLM.from_config(config)
-    return fuse.CausalLM(network, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=4 * prefix)
+    return fuse.CausalLM(network, tokenizer)
 
 
 def measure(objective: fuse.Objective, method: fuse.Method, steps: int) -> Row:
