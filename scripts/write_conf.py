@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fuse.app import schema  # noqa: E402
+from fuse.app.overrides import groups  # noqa: E402
 from fuse.options import Option, options_of, shown  # noqa: E402
 from fuse.registry import ADAPTERS, METHODS, MODELS, STRATEGIES  # noqa: E402
 from fuse.search.screening import Probe  # noqa: E402
@@ -75,9 +76,7 @@ def described(path: Path) -> dict[str, Option]:
         kind = re.search(r"^kind: (\w+)", path.read_text(), re.MULTILINE)
         found = options_of(schema.ModelOptions) if path.name == "term.yaml" else {}
         if kind:
-            model = MODELS[kind[1]]
-            found |= options_of(schema.GOAL_OPTIONS[model.goal])
-            found |= options_of(model.load_options) if model.load_options else {}
+            found |= schema.options_of_kind(kind[1])
     return found
 
 
@@ -147,18 +146,15 @@ def help_file() -> str:
         "",
         "Groups and their names:",
     ]
-    for group in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
-        names = sorted(path.stem for path in group.glob("*.yaml"))
-        lines.append(f"  {group.name:<12} {', '.join(names)}")
+    for group, names in groups().items():
+        lines.append(f"  {group:<12} {', '.join(names)}")
     lines += ["", "Keys:", *_help_lines("", schema.run_options())]
     lines += _help_lines("constraints.", options_of(Constraints))
     lines += _help_lines("captioner.", options_of(schema.CaptionerOptions))
     lines += ["", "Of primary and of every entry of secondary (secondary.NAME.):"]
     lines += _help_lines("primary.", options_of(schema.ModelOptions))
-    for kind, model in MODELS.items():
-        own = options_of(schema.GOAL_OPTIONS[model.goal])
-        own |= options_of(model.load_options) if model.load_options else {}
-        lines += _help_lines(f"  ({kind}) .", own)
+    for kind in MODELS:
+        lines += _help_lines(f"  ({kind}) .", schema.options_of_kind(kind))
     for group, kinds in (("method", METHODS), ("strategy", STRATEGIES)):
         for name, kind in kinds.items():
             lines += ["", f"{group}={name}:", *_help_lines(f"{group}.", options_of(kind))]

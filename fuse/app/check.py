@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fuse.app.schema import (
-    GOAL_OPTIONS,
     AdapterFiles,
     AutoStrategy,
     CaptionerOptions,
@@ -14,11 +13,12 @@ from fuse.app.schema import (
     DraftOptions,
     Exact,
     ModelOptions,
+    options_of_kind,
     run_options,
 )
 from fuse.errors import FuseError, one_of
 from fuse.options import Option, mistakes_in, options_of, shown
-from fuse.registry import ADAPTERS, METHODS, MODELS, STRATEGIES
+from fuse.registry import ADAPTERS, METHODS, STRATEGIES
 
 
 def check(config: Config) -> None:
@@ -84,15 +84,12 @@ class Check:
         lines = mistakes_in(values, options, key, nullable, known)
         self.lines += [line for line in lines if line not in told]
 
-    def _part(self, values: Any, kinds: Mapping[str, Any], key: str, *more: type) -> None:
+    def _part(self, values: Any, kinds: Mapping[str, Any], key: str) -> None:
         """Check a method, a strategy or another part with a name; null stands for its defaults."""
         kind = self._named(values, kinds, key)
         if kind is not None:
-            options = dict(options_of(kind))
-            for own in more:
-                options |= options_of(own)
-            own_values = {name: value for name, value in values.items() if name != "name"}
-            self._section(own_values, options, key, nullable=True)
+            own = {name: value for name, value in values.items() if name != "name"}
+            self._section(own, options_of(kind), key, nullable=True)
 
     def _named(self, values: Any, kinds: Mapping[str, Any], key: str) -> Any:
         """Return the class that an entry names; None after a mistake."""
@@ -145,10 +142,7 @@ class Check:
         elif not options["kind"].accepts(values["kind"]):
             self.lines.append(options["kind"].mistake(values["kind"], f"{key}.kind"))
         else:
-            kind = MODELS[values["kind"]]
-            options |= options_of(GOAL_OPTIONS[kind.goal])
-            options |= options_of(kind.load_options) if kind.load_options else {}
-            self._section(values, options, key)
+            self._section(values, options | options_of_kind(values["kind"]), key)
 
     def _secondaries(self, values: Any, key: str) -> None:
         if not isinstance(values, Mapping):

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fuse.app import places
 from fuse.app.check import check
-from fuse.app.overrides import decoded, prepared
+from fuse.app.overrides import decoded, groups, prepared
 from fuse.app.run_folder import claim
 from fuse.errors import one_of
 
@@ -70,6 +70,5 @@ def explain(error: BaseException) -> str:
     missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if missing:
         group, name = missing.groups()
-        known = sorted(path.stem for path in (places.CONF / group).glob("*.yaml"))
-        return f"{group}={name}: {one_of(name, known)}"
+        return f"{group}={name}: {one_of(name, groups().get(group, []))}"
     return text

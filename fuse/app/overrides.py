@@ -242,5 +242,6 @@ def groups() -> dict[str, list[str]]:
     found = {}
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
         if folder.name != "hydra":
-            found[folder.name] = sorted(path.stem for path in folder.glob("*.yaml"))
+            files = folder.glob("*.yaml")
+            found[folder.name] = sorted(path.name.removesuffix(".yaml") for path in files)
     return found

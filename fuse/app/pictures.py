@@ -159,8 +159,8 @@ def _by_unique_name(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
         name, number = safe, 1
         while _folded(name) in taken:
             number += 1
-            stem, dot, suffix = safe.rpartition(".")
-            name = f"{stem}_{number}{dot}{suffix}" if stem else f"{safe}_{number}"
+            name_part, dot, suffix = safe.rpartition(".")
+            name = f"{name_part}_{number}{dot}{suffix}" if name_part else f"{safe}_{number}"
         taken.add(_folded(name))
         paths[name] = path
     return paths

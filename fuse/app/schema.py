@@ -235,6 +235,13 @@ class DraftOptions:
     dtype: Annotated[DType, DTYPE]
 
 
+def options_of_kind(kind: str) -> dict[str, Option]:
+    """Return what the entry of a kind of model holds beside `ModelOptions`."""
+    model = MODELS[kind]
+    own = options_of(model.load_options) if model.load_options else {}
+    return options_of(GOAL_OPTIONS[model.goal]) | own
+
+
 def run_options() -> dict[str, Option]:
     """Return the options at the top of the configuration, those of pictures among them."""
     return options_of(RunOptions) | options_of(ReadingOptions)

@@ -128,15 +128,17 @@ def stored_size(source: str, config: Mapping[str, Any], **options: Any) -> Store
     Raises:
         FuseError: the weights are missing, pickled, or lie elsewhere.
     """
-    stem = config.get("transformers_weights") or "model.safetensors"
-    if not isinstance(stem, str) or not _is_plain(stem.removesuffix(SHARDS)):
-        raise _odd(source, "config.json", "transformers_weights", stem, "a safetensors file beside")
+    weights = config.get("transformers_weights") or "model.safetensors"
+    if not isinstance(weights, str) or not _is_plain(weights.removesuffix(SHARDS)):
+        raise _odd(
+            source, "config.json", "transformers_weights", weights, "a safetensors file beside"
+        )
     if options.get("variant"):
-        stem = stem.replace(".safetensors", f".{options['variant']}.safetensors")
-    path = find_file(source, stem, **options)
-    if path is not None and not stem.endswith(SHARDS):
+        weights = weights.replace(".safetensors", f".{options['variant']}.safetensors")
+    path = find_file(source, weights, **options)
+    if path is not None and not weights.endswith(SHARDS):
         return size_of_files([path], "quantization_config" in config)
-    index = read_object(source, f"{stem.removesuffix(SHARDS)}{SHARDS}", **options)
+    index = read_object(source, f"{weights.removesuffix(SHARDS)}{SHARDS}", **options)
     parts = index.get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise no_safetensors(source)
@@ -145,7 +147,9 @@ def stored_size(source: str, config: Mapping[str, Any], **options: Any) -> Store
     for name in names:
         part = find_file(source, name, **options) if _is_plain(name) else None
         if part is None:
-            raise _odd(source, f"{stem}{SHARDS}", "weight_map", name, "a safetensors file beside")
+            raise _odd(
+                source, f"{weights}{SHARDS}", "weight_map", name, "a safetensors file beside"
+            )
         paths.append(part)
     return size_of_files(paths, "quantization_config" in config)
 

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from typing_extensions import Doc
 
 from fuse.errors import FuseError
 from fuse.guide import Guide
-from fuse.options import OnceEach
+from fuse.nn.embedding_table import POINTS
+from fuse.options import OnceEach, OneOf
 from fuse.types import Candidates, Evaluation, Ids
 
 DRAWN_AT_ONCE = 32
@@ -35,7 +36,7 @@ DRAWN_AT_ONCE = 32
 taken.
 """
 
-Points = Annotated[Sequence[Literal["current", "mask", "mean"]], OnceEach]
+Points = Annotated[Sequence[Annotated[str, OneOf(POINTS)]], OnceEach]
 """Some of `fuse.nn.embedding_table.POINTS`."""
 # What several methods have
 SEARCH_WIDTH = Doc("candidates scored in one step")
