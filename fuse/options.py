@@ -225,9 +225,11 @@ def _range(limits: Sequence[Any]) -> str:
     above = next((part.gt for part in limits if isinstance(part, Gt)), None)
     high = next((part.le for part in limits if isinstance(part, Le)), None)
     below = next((part.lt for part in limits if isinstance(part, Lt)), None)
-    end = "" if high is None and below is None else f"{high}" if below is None else f"below {below}"
+    end = "" if high is None else f"{high:g}" if high > MAX_COUNT else f"{high}"
+    if below is not None:
+        end = f"below {below}"
     if low is not None:
-        return f" from {low} to {end}" if end else f", {low} or more"
+        return f" from {low:g} to {end}" if end else f", {low} or more"
     if above is not None:
         return f" above {above}, up to {end}" if end else f" above {above}"
     return f" up to {end}" if end else ""

@@ -307,7 +307,7 @@ MISTAKES = {
         ["seed=99999999999999999999999"],
         ["seed=99999999999999999999999", "whole number"],
     ),
-    "negative ridge": (["adapter=fuse", "adapter.ridge=-1"], ["adapter.ridge=-1", "0 or more"]),
+    "negative ridge": (["adapter=fuse", "adapter.ridge=-1"], ["adapter.ridge=-1", "from 0 to"]),
     "tiny ridge": (["adapter=fuse", "adapter.ridge=1e-30"], ["adapter.ridge=1e-30", "raise it"]),
     "not a sentence encoder": (
         ["secondary=[sentence]", "target=snow", "secondary.sentence.model_id=fuse/demo"],
@@ -341,7 +341,7 @@ MISTAKES = {
     "no such run": (["resume=nowhere"], ["resume=nowhere", "config.json"]),
     "bad interval": (["checkpoint_every=often"], ["checkpoint_every=often", "30s"]),
     "no time": (["time_limit=0"], ["time_limit=0", "above 0"]),
-    "negative rate": (["method=pez", "method.lr=-1"], ["method.lr=-1", "0 or more"]),
+    "negative rate": (["method=pez", "method.lr=-1"], ["method.lr=-1", "from 0 to"]),
     "empty folder": (["image=conf"], ["image=conf", "without pictures"]),
     "no next token": (["primary=demo_clip", "method=autodan"], ["causal LM"]),
     "architecture without weights": (
