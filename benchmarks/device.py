@@ -13,12 +13,14 @@ compared with itself.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +62,14 @@ SMALL: dict[str, Any] = {"search_width": 12, "prompt_length": 4, "steps": 4}
 
 
 def main() -> None:
-    options = arguments(__doc__, device={"default": "cpu", "choices": ["cpu", "cuda"]})
+    checks = {each.__name__: each for each in CHECKS}
+    options = arguments(
+        __doc__,
+        device={"default": "cpu", "choices": ["cpu", "cuda"]},
+        checks={"default": ",".join(checks), "help": "which to run (default: all)"},
+    )
     rows: list[Row] = []
-    for check in (losses, adapters, captions, searches, memory, command_line):
+    for check in (checks[name] for name in options.checks.split(",")):
         began = time.perf_counter()
         try:
             rows += check(options.device)
@@ -189,7 +196,8 @@ def adapters(device: str) -> Iterator[Row]:
             objective = objective_on(where, name)
             begun = objective.spell("A red house stands in the snow")
             objective.prefill([begun])
-            found.append(objective.token_gradient([begun]).float().cpu())
+            gradient = objective.token_gradient([begun], [3])
+            found.append(gradient.float().cpu())
         finite = found[1].isfinite()
         there, here = (one[finite] for one in found)
         error = float((there - here).norm() / here.norm())
@@ -270,38 +278,27 @@ def command_line(device: str) -> Iterator[Row]:
             "bfloat16": ["dtype=bfloat16", "steps=6"],
             "mixed_float16": ["dtype=mixed_float16", "steps=6", "adapter=lexical"],
         }
-        started = {name: start(Path(folder) / name, device, *given) for name, given in runs.items()}
-        for name, process in started.items():
-            yield from ended(name, process)
-        short = Path(folder) / "short"
-        yield from ended("resume", start(short, device, "steps=6", f"resume={short}"))
-        first, second = (trace(Path(folder) / name) for name in ("whole", "short"))
+        root = Path(folder)
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pool:
+            done = [pool.submit(find, root / name, device, *runs[name]) for name in runs]
+        yield from (one.result() for one in done)
+        yield find(root / "short", device, "steps=6", f"resume={root / 'short'}")
+        first, second = (trace(root / name) for name in ("whole", "short"))
         yield row("resume", f"an equal trace of {len(first)} steps", float(first != second), 0)
-        whole, mixed = (result(Path(folder) / name) for name in ("whole", "mixed_bfloat16"))
+        whole, mixed = (result(root / name) for name in ("whole", "mixed_bfloat16"))
         error = gap(torch.tensor([mixed["loss"]]), torch.tensor([whole["loss"]]))
         yield row("mixed_bfloat16", "the loss that float32 finds", error, 0.2)
 
 
-def start(folder: Path, device: str, *given: str) -> subprocess.Popen[str]:
-    """Start find_prompt.py."""
-    command = [sys.executable, str(ROOT / "find_prompt.py"), f"device={device}"]
-    own = [f"hydra.run.dir={folder}", "checkpoint_every=1"]
-    return subprocess.Popen(
-        [*command, *own, *given],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-
-
-def ended(name: str, process: subprocess.Popen[str]) -> Iterator[Row]:
-    """Wait for a run."""
-    output, _ = process.communicate()
-    if process.returncode:
-        print(f"{name}:\n{output[-3000:]}", file=sys.stderr)
-    said = output.strip().splitlines()[-1:] or [""]
-    yield row(f"find_prompt {name}", f"exit code; {said[0]}", float(process.returncode), 0)
+def find(folder: Path, device: str, *given: str) -> Row:
+    """Run find_prompt.py."""
+    own = [f"device={device}", f"hydra.run.dir={folder}", "checkpoint_every=1"]
+    command = [sys.executable, str(ROOT / "find_prompt.py"), *own, *given]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        print(f"{folder.name}:\n{done.stdout}\n{done.stderr[-3000:]}", file=sys.stderr)
+    said = done.stdout.strip().splitlines()[-1:] or [""]
+    return row(f"find_prompt {' '.join(given[:2])}", said[0], float(done.returncode), 0)
 
 
 def trace(folder: Path) -> list[dict[str, Any]]:
@@ -314,6 +311,9 @@ def result(folder: Path) -> dict[str, Any]:
     """The result of a run."""
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found
+
+
+CHECKS = (losses, adapters, captions, searches, memory, command_line)
 
 
 if __name__ == "__main__":
