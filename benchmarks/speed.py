@@ -478,20 +478,20 @@ class Counted:
 
     def __init__(self, method: Any) -> None:
         self.method = method
-        self.steps: list[tuple[Any, Any]] = []
+        self.proposed: list[tuple[Any, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.method, name)
 
     def propose(self, state: Any, beam: Any, *others: Any) -> Any:
         candidates = self.method.propose(state, beam, *others)
-        self.steps.append((candidates.ids, list(beam)))
+        self.proposed.append((candidates.ids, list(beam)))
         return candidates
 
     def changed(self) -> list[list[int]]:
         """For each step and candidate the number of tokens from the first changed one on."""
         found = []
-        for ids, beam in self.steps:
+        for ids, beam in self.proposed:
             found.append([min(len(row) - shared(row, one) for one in beam) for row in ids])
         return found
 
