@@ -225,7 +225,9 @@ def _range(limits: Sequence[Any]) -> str:
     above = next((part.gt for part in limits if isinstance(part, Gt)), None)
     high = next((part.le for part in limits if isinstance(part, Le)), None)
     below = next((part.lt for part in limits if isinstance(part, Lt)), None)
-    end = "" if high is None else f"{high:g}" if high > MAX_COUNT else f"{high}"
+    end = "" if high is None else str(high).removesuffix(".0")
+    if len(end) > len(str(MAX_COUNT)):
+        end = f"{high:g}"
     if below is not None:
         end = f"below {below}"
     if low is not None:
