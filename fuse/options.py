@@ -223,7 +223,7 @@ def _range(limits: Sequence[Any]) -> str:
     """Return in words what the limits of a number say."""
     low = next((part.ge for part in limits if isinstance(part, Ge)), None)
     above = next((part.gt for part in limits if isinstance(part, Gt)), None)
-    high = next((part.le for part in limits if isinstance(part, Le)), None)
+    high: Any = next((part.le for part in limits if isinstance(part, Le)), None)
     below = next((part.lt for part in limits if isinstance(part, Lt)), None)
     end = "" if high is None else str(high).removesuffix(".0")
     if len(end) > len(str(MAX_COUNT)):

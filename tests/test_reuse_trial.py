@@ -80,8 +80,9 @@ class StockAttention(GPT2Attention):
     """Does not look its attention up."""
 
     def forward(
-        self, hidden_states: Any, cache: Any = None, attention_mask: Any = None, **_: Any
+        self, hidden_states: Any, cache: Any = None, attention_mask: Any = None, **options: Any
     ) -> Any:
+        cache = options.get("past_key_values", cache)  # as older transformers name it
         heads = []
         for states in self.c_attn(hidden_states).split(self.split_size, dim=2):
             heads.append(states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2))
@@ -99,6 +100,7 @@ class ForgetfulAttention(StockAttention):
     """Puts nothing into the cache that others could go on from."""
 
     def forward(self, hidden_states: Any, cache: Any = None, *rest: Any, **options: Any) -> Any:
+        options.pop("past_key_values", None)
         return super().forward(hidden_states, None, *rest, **options)
 
 
