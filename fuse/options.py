@@ -208,7 +208,9 @@ def _in_words(hint: Any) -> str:
         return " or ".join(_in_words(part) for part in get_args(hint))
     if get_origin(hint) in (tuple, list, Sequence):
         known = _choices(hint)
-        return f"a list of different ones of {', '.join(known)}" if known else "a list of texts"
+        if known:
+            return f"a list of different ones of {', '.join(known)}"
+        return f"a list, each {_in_words(get_args(hint)[0])}"
     plain = {
         int: "a whole number",
         float: "a number",
