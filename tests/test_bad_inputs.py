@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-import fuse
 from fuse.app.check import keys_of, mistakes
 from fuse.app.config import compose
 from fuse.app.main import main
@@ -146,7 +145,7 @@ def all_at_once(command: Command, number: int, turn: int) -> int:
         turn: which value the first key is given; the next key is given the next value.
     """
     config, given = composed(number), {}
-    for i, key in enumerate(filter(is_typed, leaves(config))):
+    for i, key in enumerate(sorted(filter(is_typed, leaves(config)), key=depth)):
         text, value = list(TYPED.items())[(i + turn) % len(TYPED)]
         is_text = key.rpartition(".")[2] in verbatim_keys()
         is_list = isinstance(value, dict) and isinstance(at(config, key), list)
@@ -160,6 +159,11 @@ def all_at_once(command: Command, number: int, turn: int) -> int:
         assert len([line for line in lines if line.startswith(f"{key}=")]) == 1, (key, lines)
     assert len(lines) == len(given)
     return len(given)
+
+
+def depth(key: str) -> int:
+    """Return how many sections a key is in."""
+    return key.count(".")
 
 
 def at(config: Any, key: str) -> Any:
@@ -323,7 +327,7 @@ BY_HAND = {
     " ": "' '",
     "写=1": "写=1",
     "seed=写": "seed=写",
-    "primary.weight=١": "primary.weight=١",
+    "primary.weight=\u0661": "primary.weight=\u0661",
     "steps=\x1b[31m": "steps=\\x1b[31m",
     "st\neps=1": "st\\neps=1",
     "steps=\0": "steps=\\x00",

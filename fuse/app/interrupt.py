@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP, the end of a terminal: a search finishes its step and keeps what it has found."""
+"""Ctrl-C, SIGTERM and SIGHUP, the end of a terminal: a search finishes its step and keeps what it
+has found.
+"""
 
 from __future__ import annotations
 

@@ -167,9 +167,8 @@ class Reader:
         override = self._parsed(f"{key}={value}", key, value)
         if override is None:
             return []
-        if override.is_sweep_override():
-            if not self._sweeps:
-                return self._wrong(f"{key}={shown(value)}: several values; give -m for a sweep")
+        if override.is_sweep_override() and not self._sweeps:
+            return self._wrong(f"{key}={shown(value)}: several values; give -m for a sweep")
         return [f"++{key}={value}"]
 
     def _parsed(self, argument: str, key: str, value: str) -> Any:

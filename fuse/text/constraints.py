@@ -10,8 +10,8 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
 from pydantic import StringConstraints
+from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.errors import FuseError
