@@ -208,7 +208,9 @@ def _in_words(hint: Any) -> str:
         return " or ".join(_in_words(part) for part in get_args(hint))
     if get_origin(hint) in (tuple, list, Sequence):
         known = _choices(hint)
-        return f"a list of different ones of {', '.join(known)}" if known else "a list of texts"
+        if known:
+            return f"a list of different ones of {', '.join(known)}"
+        return f"a list, each {_in_words(get_args(hint)[0])}"
     plain = {
         int: "a whole number",
         float: "a number",
@@ -223,11 +225,10 @@ def _range(limits: Sequence[Any]) -> str:
     """Return in words what the limits of a number say."""
     low = next((part.ge for part in limits if isinstance(part, Ge)), None)
     above = next((part.gt for part in limits if isinstance(part, Gt)), None)
-    high: Any = next((part.le for part in limits if isinstance(part, Le)), None)
+    high = next((part.le for part in limits if isinstance(part, Le)), None)
     below = next((part.lt for part in limits if isinstance(part, Lt)), None)
-    end = "" if high is None else str(high).removesuffix(".0")
-    if len(end) > len(str(MAX_COUNT)):
-        end = f"{high:g}"
+    is_large = isinstance(high, int | float) and high > MAX_COUNT
+    end = "" if high is None else f"{high:g}" if is_large else f"{high}"
     if below is not None:
         end = f"below {below}"
     if low is not None:

@@ -14,7 +14,7 @@ from fuse.errors import FuseError
 from fuse.images import ReadingOptions, open_image
 from fuse.losses import NLL, ClassNLL, CosineDistance, Loss
 from fuse.models import Captioner, Model
-from fuse.options import options_of
+from fuse.options import options_of, shown
 from fuse.registry import LM_LOSSES, MODELS
 from fuse.term import Term
 
@@ -120,16 +120,24 @@ def with_pictures(config: Config) -> dict[str, Any]:
     reading = ReadingOptions(**options)
     opened: dict[str, Image] = {}
 
-    def replaced(entry: Config) -> dict[str, Any]:
+    def replaced(entry: Config, key: str) -> dict[str, Any]:
         path = entry.get("image")
+        if isinstance(path, list):
+            raise FuseError(
+                f"{key}.image={shown(path)}: several; expected one picture, as only `image` at "
+                "the top stands for several"
+            )
         if isinstance(path, str) and path not in opened:
             opened[path] = open_image(path, options=reading)
         return {**entry, "image": opened[path]} if isinstance(path, str) else dict(entry)
 
-    secondaries = {name: replaced(entry) for name, entry in config["secondary"].items()}
+    secondaries = {}
+    for name, entry in config["secondary"].items():
+        secondaries[name] = replaced(entry, f"secondary.{name}")
     captions = "caption" in (config["method"]["name"], config["init"])
-    config = replaced(config) if captions else config
-    return {**config, "primary": replaced(config["primary"]), "secondary": secondaries}
+    primary = replaced(config["primary"], "primary")
+    config = replaced(config, "captioner") if captions else config
+    return {**config, "primary": primary, "secondary": secondaries}
 
 
 def required_image(config: Config, key: str) -> Image:
