@@ -7,6 +7,7 @@ through `inputs.labels`, so that the gradient by one-hot tokens holds both roles
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -166,19 +167,28 @@ class CosineDistance(VectorLoss):
         target: a vector of whatever length.
 
     Raises:
-        FuseError: the target has no direction.
+        FuseError: the target has no direction, or is not as wide as the model's vectors.
     """
 
     target: Float[Tensor, " e"]
 
     def __post_init__(self) -> None:
-        length = float(self.target.norm())
-        if not 0 < length < float("inf"):
-            raise FuseError(f"target: a vector of length {length} has no direction; give another")
-        object.__setattr__(self, "target", normalize(self.target, dim=-1))
+        target = self.target.float()
+        length = float(target.norm()) if target.ndim == 1 else math.nan
+        if not 0 < length < math.inf:
+            raise FuseError(
+                f"target: a vector of shape {list(target.shape)} and length {length} has no "
+                "direction; give one row of finite numbers that are not all 0"
+            )
+        object.__setattr__(self, "target", normalize(target, dim=-1))
 
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        return 1 - normalize(vectors, dim=-1) @ self.target
+        if vectors.shape[-1] != len(self.target):
+            raise FuseError(
+                f"target: a vector of {len(self.target)} numbers, expected {vectors.shape[-1]}, "
+                "as many as the model's own have; make it with the same model"
+            )
+        return 1 - normalize(vectors, dim=-1) @ self.target.to(vectors)
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,20 @@ class ClassNLL(VectorLoss):
 
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         return -vectors[:, self.target]
+
+
+@dataclass(frozen=True)
+class SquaredError(VectorLoss):
+    """Measure a rating: (rating - target)^2, of a classifier with one output.
+
+    Args:
+        target: the rating that is sought.
+    """
+
+    target: float
+
+    def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        return (vectors[:, 0] - self.target).square()
 
 
 LM_LOSSES: dict[str, type[Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from functools import cached_property
@@ -47,14 +48,15 @@ class SentenceEncoder(EmbeddingModel):
                 f"network={type(encoder).__name__}: expected a SentenceTransformer that begins "
                 "with a Transformer; give SentenceTransformer(FOLDER)"
             )
-        tokenizer, head, tail = encoder.tokenizer, None, None
+        tokenizer, head, tail = _own_tokenizer(encoder), None, None
         instruction = encoder.prompts.get(encoder.default_prompt_name) or ""
         read = encoder.preprocess(["a"], prompt=instruction)
         self._features = {key: read[key] for key in ("modality", "prompt_length") if key in read}
         self._instruction = instruction
         if read["modality"] == "message":
             # The instruction is part of what stands before: a system's message
-            head, tail = _around(_ids(read)[0], tuple(tokenizer("a", add_special_tokens=False).input_ids))
+            body = tokenizer("a", add_special_tokens=False).input_ids
+            head, tail = _around(_ids(read)[0], tuple(body))
             instruction = ""
         super().__init__(encoder, tokenizer, layer(), _max_length(encoder), head, tail)
         self.vocabulary.instruction = instruction
@@ -140,6 +142,15 @@ class SentenceEncoder(EmbeddingModel):
                     f"{text!r} is not that of sentence-transformers, which reads "
                     "it in a way that is not known here; choose another model"
                 )
+
+
+def _own_tokenizer(encoder: Any) -> Any:
+    """Return a copy of the tokenizer: what the library reads would set padding in its own."""
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    if getattr(tokenizer, "is_fast", False):
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
 
 
 def _ids(read: dict[str, Any]) -> list[Ids]:
