@@ -159,33 +159,47 @@ class VectorLoss(Loss[VectorModel]):
         return self.at(model.vector(inputs))
 
 
+def direction(vector: Tensor, key: str = "target") -> Float[Tensor, " e"]:
+    """Return a vector at unit length.
+
+    Raises:
+        FuseError: it is no single row of finite numbers that are not all 0; the message has the
+            key.
+    """
+    vector = vector.float()
+    length = float(vector.norm())
+    if vector.ndim != 1 or not 0 < length < math.inf:
+        raise FuseError(
+            f"{key}: a vector of shape {list(vector.shape)} and length {length} has no "
+            "direction; give one row of finite numbers that are not all 0"
+        )
+    return normalize(vector, dim=-1)
+
+
 @dataclass(frozen=True)
 class CosineDistance(VectorLoss):
     """Compare meanings: 1 - cos(the text's vector, target), between 0 and 2.
 
     Args:
         target: a vector of whatever length.
+        key: what errors call it.
 
     Raises:
-        FuseError: the target has no direction, or is not as wide as the model's vectors.
+        FuseError: the target has no direction; where it is compared, that it is not as wide as the
+            model's vectors.
     """
 
     target: Float[Tensor, " e"]
+    key: str = "target"
 
     def __post_init__(self) -> None:
-        target = self.target.float()
-        length = float(target.norm()) if target.ndim == 1 else math.nan
-        if not 0 < length < math.inf:
-            raise FuseError(
-                f"target: a vector of shape {list(target.shape)} and length {length} has no "
-                "direction; give one row of finite numbers that are not all 0"
-            )
-        object.__setattr__(self, "target", normalize(target, dim=-1))
+        object.__setattr__(self, "target", direction(self.target, self.key))
 
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         if vectors.shape[-1] != len(self.target):
+            width = vectors.shape[-1]
             raise FuseError(
-                f"target: a vector of {len(self.target)} numbers, expected {vectors.shape[-1]}, "
+                f"{self.key}: a vector of {len(self.target)} numbers, expected {width}, "
                 "as many as the model's own have; make it with the same model"
             )
         return 1 - normalize(vectors, dim=-1) @ self.target.to(vectors)

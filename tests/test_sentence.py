@@ -1,4 +1,4 @@
-"""Sentence encoders: every vector is that of `SentenceTransformer.encode`, or the model is refused."""
+"""Sentence encoders: vectors are those of `SentenceTransformer.encode`, or it is refused."""
 
 from __future__ import annotations
 

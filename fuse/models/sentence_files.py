@@ -103,11 +103,11 @@ def _noting_missing_weights() -> Iterator[dict[str, list[str]]]:
             keys += info[name]
         return network
 
-    PreTrainedModel.from_pretrained = classmethod(noting)
+    PreTrainedModel.from_pretrained = classmethod(noting)  # type: ignore[method-assign, assignment]
     try:
         yield missing
     finally:
-        PreTrainedModel.from_pretrained = original
+        PreTrainedModel.from_pretrained = original  # type: ignore[method-assign]
 
 
 def _check_files(model_id: str, options: Mapping[str, Any]) -> str:

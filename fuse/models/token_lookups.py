@@ -2,7 +2,7 @@
 
 A network may have several such layers: that which it names (`get_input_embeddings`) is sometimes
 not the one it uses, and an encoder-decoder looks the same ids up twice, for its decoder moved by
-one position. So the layers are told by the ids that they are given.
+one position. So the layers are told by what they are given and return.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.models.base import VectorModel
-from fuse.nn.batch import Inputs, pad
+from fuse.nn.batch import pad
 from fuse.text.template import Encoded
 
 FARTHEST = 0.1
@@ -43,9 +43,12 @@ def reading_tokens(
         _require_that_it_reads(model)
     table = model.vocabulary.embedding
 
-    def replaced(_: Any, given: tuple[Any, ...], out: Tensor) -> Tensor:
+    def replaced(layer: Any, given: tuple[Any, ...], out: Tensor) -> Tensor:
         asked = given[0]
-        if asked.shape != ids.shape:
+        if asked.dtype != ids.dtype or asked.shape != ids.shape or out.shape != embeddings.shape:
+            return out
+        # Layers of positions may be given token ids, too
+        if layer is not model.embedding_layer and not torch.equal(out, table[asked]):
             return out
         if torch.equal(asked, ids):
             return embeddings
