@@ -220,7 +220,7 @@ class ClassNLL(VectorLoss):
 
 
 @dataclass(frozen=True)
-class SquaredError(VectorLoss):
+class SquaredDistance(VectorLoss):
     """Measure a rating: (rating - target)^2, of a classifier with one output.
 
     Args:

@@ -124,7 +124,7 @@ class ClassGoal:
         model = load_model()
         with naming(key):
             if model.rates:
-                return model, VECTOR_LOSSES["squared_error"](model.rating(config["target"]))
+                return model, VECTOR_LOSSES["squared_distance"](model.rating(config["target"]))
             return model, VECTOR_LOSSES["class_nll"](model.class_index(config["target"]))
 
 

@@ -77,7 +77,7 @@ class SentenceTransformers:
         if Path(source).is_dir():
             own["local_files_only"] = True
         for name in ("subfolder", "trust_remote_code", "output_loading_info"):
-            del options[name]
+            options.pop(name, None)
         with _noting_missing_weights() as missing:
             encoder = SentenceTransformer(
                 source, device="cpu", trust_remote_code=False, model_kwargs=options, **own
@@ -160,6 +160,11 @@ def _check_module(model_id: str, module: Any, known: tuple[str, ...]) -> None:
 
 def _check_transformer(model_id: str, folder: str, options: Mapping[str, Any]) -> None:
     """Check the library's settings of the transformer: they may lead nowhere else."""
+    if find_file(model_id, _within(folder, "adapter_config.json"), **options) is not None:
+        raise FuseError(
+            f"model_id={model_id}: holds an adapter of PEFT, which leads to another model; "
+            "merge both (merge_and_unload, save_pretrained) and give that folder"
+        )
     for architecture in ARCHITECTURES:
         name = _within(folder, TRANSFORMER_SETTINGS.format(architecture))
         settings = read_object(model_id, name, **options)
