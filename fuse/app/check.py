@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fuse.app.hints import Config
 from fuse.app.schema import (
     AdapterFiles,
     AutoStrategy,
     CaptionerOptions,
-    Config,
     DraftOptions,
     Exact,
     ModelOptions,

@@ -7,6 +7,7 @@ text becomes `"${text:'...'}"`, its special signs percent-encoded, so that Hydra
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from fuse.app.hints import Verbatim
 from fuse.app.places import CONF
-from fuse.app.schema import Verbatim, verbatim_keys
+from fuse.app.schema import verbatim_keys
 from fuse.errors import FuseError, one_line, one_of
 from fuse.options import shown
 
@@ -222,7 +224,8 @@ class Reader:
         if mark.or_null and value == "null":
             return value
         is_list = value.startswith("[") and value.endswith("]")
-        if mark.or_null and is_list and not Path(value).exists():
+        # A long list is no name of a file, which Path.exists would complain of
+        if mark.or_null and is_list and not os.path.exists(value):  # noqa: PTH110
             parts = [unquoted(part) for part in split_outside(value[1:-1]) if part]
             return f"[{','.join(self._encoded(key, part) for part in parts)}]"
         return self._encoded(key, unquoted(value))

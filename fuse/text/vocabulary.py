@@ -66,6 +66,8 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.size = len(tokenizer) if size is None else size
+        self.instruction = ""
+        """Text that the model reads before every text, with nothing between them."""
         self._prompts: Memo[Ids, str] = Memo(lambda row, text: ID_BYTES * len(row) + len(text))
         first, last = self._special_tokens() if head is None or tail is None else ((), ())
         self.head = first if head is None else head
@@ -92,8 +94,9 @@ class Vocabulary:
 
     @property
     def max_text_tokens(self) -> int:
-        """How many tokens of a text the model reads at most, beside its special tokens."""
-        return self.max_length - len(self.head) - len(self.tail)
+        """How many tokens of a text the model reads at most, beside what stands around each."""
+        before = len(self.encode_ids([self.instruction])[0]) if self.instruction else 0
+        return self.max_length - len(self.head) - len(self.tail) - before
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Ids, list[Span]]]:
         """Return each text's ids, without special tokens, and the character span of each token.
