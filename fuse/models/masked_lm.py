@@ -20,10 +20,14 @@ from fuse.nn.lm_head import widened
 class MaskedLM(Model):
     """A Hugging Face masked LM, read one masked position at a time.
 
+    When it is made, short passes show in which ways its network reads as it does plainly.
+
     Raises:
-        FuseError: the tokenizer has no mask token.
+        FuseError: the tokenizer has no mask token, or the network does not read text.
     """
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any) -> None:
         if tokenizer.mask_token_id is None:
             raise FuseError(
@@ -33,6 +37,55 @@ class MaskedLM(Model):
         length = context_length(network.config, tokenizer)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length)
         self.mask_id = int(tokenizer.mask_token_id)
+        self._pads = self._narrows = False
+        self._prove()
+
+    def _prove(self) -> None:
+        """Turn on the ways to read that agree with the network as given.
+
+        Raises:
+            FuseError: it cannot read a text, or changes from pass to pass.
+        """
+        self.acceleration.turn(False)
+        rows, attention = TrialRows(self), Attention(self.network)
+        read = [(i, len(ids) - 1 - len(self.vocabulary.tail)) for i, ids in enumerate(rows.ids)]
+        masked = [(*rows.ids[i][:at], self.mask_id, *rows.ids[i][at + 1 :]) for i, at in read]
+        limit = self.vocabulary.max_length
+        first = masked[0][:limit]
+        has_eager = use_eager(attention, lambda: plain_logits(self.network, first, self.device))
+        with watching_positions(self.network, self.lookups.layers) as limits:
+            logits = plain_logits(self.network, first, self.device)
+        again = plain_logits(self.network, first, self.device)
+        check_repeats(self, again.log_softmax(-1), logits.log_softmax(-1))
+        self.fit_vocabulary(logits.shape[-1], min(limits, default=limit))
+        if rows.inputs.ids.shape[1] > self.vocabulary.max_length:
+            return
+        expected = []
+        for (_, at), ids in zip(read, masked, strict=True):
+            expected.append(plain_logits(self.network, ids, self.device)[at].log_softmax(-1))
+
+        def compare() -> list[tuple[Tensor, Tensor]]:
+            found = []
+            for i, at in read:
+                found.append(self._log_probs(rows.inputs, torch.tensor([i, (i + 1) % 3]), at)[0])
+            return [(torch.stack(found), torch.stack(expected))]
+
+        ways = [
+            FastWay("prepacked weights", self.acceleration.turn),
+            FastWay("logits of one position", self._turn_narrowing),
+            FastWay("padded rows", self._turn_padding),
+        ]
+        if has_eager:
+            use = attention.use
+            given = FastWay("the attention as given", lambda on: use(None if on else EAGER))
+            ways.insert(0, given)
+        Proof(self, compare).settle(ways)
+
+    def _turn_narrowing(self, on: bool) -> None:
+        self._narrows = on
+
+    def _turn_padding(self, on: bool) -> None:
+        self._pads = on
 
     @classmethod
     def load(

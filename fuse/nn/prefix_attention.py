@@ -30,24 +30,33 @@ UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 def use_prefix_attention(network: Any) -> Callable[[], None]:
     """Let all parts of a network that look their attention up by a config use PREFIX_ATTENTION.
 
-    Other attention stays in use: whether it was replaced has to be tried.
-
     Returns:
         A function that undoes it.
     """
-    before: dict[int, tuple[Any, Any]] = {}
-    for module in network.modules():
-        config = getattr(module, "config", None)
-        if config is not None and id(config) not in before:
-            before[id(config)] = config, getattr(config, "_attn_implementation", None)
-    for config, _ in before.values():
-        config._attn_implementation = PREFIX_ATTENTION
+    attention = Attention(network)
+    attention.use(PREFIX_ATTENTION)
+    return attention.use
 
-    def undo() -> None:
-        for config, name in before.values():
-            config._attn_implementation = name
 
-    return undo
+class Attention:
+    """The attention of a network's parts that look it up by a config.
+
+    Other attention stays in use: whether it was replaced has to be tried.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._given: dict[int, tuple[Any, Any]] = {}
+        """Each config with the name of its attention as given."""
+        for module in network.modules():
+            config = getattr(module, "config", None)
+            if config is not None and id(config) not in self._given:
+                name = getattr(config, "_attn_implementation", None)
+                self._given[id(config)] = config, name
+
+    def use(self, name: str | None = None) -> None:
+        """Use an attention by its name in transformers; None for that of the network as given."""
+        for config, given in self._given.values():
+            config._attn_implementation = given if name is None else name
 
 
 def attend(

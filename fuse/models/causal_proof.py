@@ -1,0 +1,206 @@
+"""Proof that a causal language model computes what its network computes as given.
+
+Shape letters: t positions, n predictions, v vocabulary, u different tokens, d width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fuse.errors import FuseError
+from fuse.models.model_files import first_line
+from fuse.models.proof import (
+    FastWay,
+    Proof,
+    agree,
+    check_repeats,
+    plain_logits,
+    plain_options,
+    use_eager,
+)
+from fuse.models.reuse_trial import TrialRows, is_coarse
+from fuse.nn.batch import Inputs, pad
+from fuse.nn.lm_head import widened
+from fuse.nn.position_tables import watching_positions
+from fuse.nn.prefix_attention import PREFIX_ATTENTION, Attention
+from fuse.text.template import Encoded
+from fuse.types import Ids
+
+if TYPE_CHECKING:
+    from fuse.models.causal_lm import CausalLM
+
+MAX_GRADIENT_ERROR, MAX_COARSE_GRADIENT_ERROR = 1e-3, 0.3
+"""How much gradients may differ, relative to their size; the latter in coarse types."""
+
+
+class CausalProof:
+    """What a causal network predicts when it reads a few rows plainly.
+
+    Args:
+        model: a model none of whose fast ways is on.
+
+    Raises:
+        FuseError: the network cannot read a text, or what it says of a token depends on later
+            tokens, or changes from pass to pass.
+    """
+
+    def __init__(self, model: CausalLM) -> None:
+        self._model = model
+        self._attention = Attention(model.network)
+        self._rows = TrialRows(model)
+        row = self._rows.ids[0][: max(1, model.vocabulary.max_length)]
+        self._has_eager = use_eager(self._attention, lambda: self._logits(row))
+        with watching_positions(model.network, model.lookups.layers) as limits:
+            first = self._logits(row)
+        self.max_length = min(limits, default=sys.maxsize)
+        """How many tokens the network's tables of positions have room for."""
+        self.num_predicted = first.shape[-1]
+        """How many tokens the network predicts."""
+        self._check_causal(row, first)
+        self.fits = self._rows.fit and self._rows.inputs.ids.shape[1] <= self.max_length
+        """Whether the rows are short enough for the network."""
+        if self.fits:
+            others = [self._logits(ids) for ids in self._rows.ids[1:]]
+            self._expected = [logits.log_softmax(-1) for logits in (first, *others)]
+            self._expected_gradient = self._try_gradient(self._plain_gradient)
+
+    def _logits(self, row: Ids) -> Float[Tensor, "t v"]:
+        """Read one row plainly."""
+        return plain_logits(self._model.network, row, self._model.device)
+
+    def _check_causal(self, row: Ids, first: Float[Tensor, "t v"]) -> None:
+        """Check that what comes last changes no prediction before it, nor does chance.
+
+        Raises:
+            FuseError: it does.
+        """
+        if len(row) < 2:
+            return
+        other = next(token for token in self._rows.ids[1][::-1] if token != row[-1])
+        changed = self._logits((*row[:-1], other))
+        before = [logits[:-1].log_softmax(-1) for logits in (changed, first)]
+        if not agree(self._model, before[0], before[1]):
+            again = self._logits(row).log_softmax(-1)
+            check_repeats(self._model, again, first.log_softmax(-1))
+            raise FuseError(
+                f"network={type(self._model.network).__name__}: what it says of a token depends on "
+                "the tokens after it, so that it is no causal language model; "
+                "load it as a masked_lm, or choose another"
+            )
+
+    # --- the ways --------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Turn on the model's fast ways that agree with what was read plainly.
+
+        Raises:
+            FuseError: not even the plain way does.
+        """
+        self._base = None if not self._has_eager else "eager"
+        if not self.fits:
+            return
+        model = self._model
+        ways = [FastWay("the attention as given", self._turn_attention)] if self._has_eager else []
+        ways.append(FastWay("prepacked weights", model.acceleration.turn))
+        ways.append(FastWay("logits read late", model.turn_late_logits))
+        ways.append(FastWay("a narrowed last layer", model.turn_narrowed_layer))
+        ways.append(FastWay("padded rows", model.turn_padding))
+        ways.append(FastWay("rows that go on from a prefix cache", self._turn_prefix_cache))
+        if model.may_pack:
+            ways.append(FastWay("packed rows that go on from it", self._turn_packing))
+        Proof(model, self._compare).settle(ways)
+        model.no_gradient = self._gradient_fault()
+
+    def _turn_attention(self, on: bool) -> None:
+        self._base = None if on else "eager"
+        self._attention.use(self._base)
+
+    def _turn_prefix_cache(self, on: bool) -> None:
+        self._model.supports_prefix_cache = on and self._model.pads
+
+    def _turn_packing(self, on: bool) -> None:
+        self._model.supports_packing = on and self._model.supports_prefix_cache
+        self._attention.use(PREFIX_ATTENTION if self._model.supports_packing else self._base)
+
+    def _compare(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """Return predictions in all ways that are on, each with the expected ones."""
+        model, rows, length = self._model, self._rows, self._rows.length
+        read = rows.inputs.mask & (torch.arange(rows.inputs.mask.shape[1]) >= length).to(
+            model.device
+        )
+        expected = torch.cat([one[length - 1 : -1] for one in self._expected])
+        found = [self._log_probs(rows.inputs, read)]
+        if model.supports_prefix_cache:
+            found.append(self._log_probs(rows.from_cache(packed=False), read))
+        if model.supports_packing:
+            found.append(self._log_probs(rows.from_cache(packed=True), read))
+        return [(one, expected) for one in found]
+
+    def _log_probs(self, inputs: Inputs, read: Tensor) -> Float[Tensor, "n v"]:
+        """Return the log-probabilities of all tokens where `read` is true, row after row."""
+        found = None
+        for part in self._model.predictions(inputs, read):
+            log_probs = part.logits.all_log_probs(part.index)
+            if found is None:
+                found = log_probs.new_zeros(*read.shape, log_probs.shape[-1])
+            found[part.at] = log_probs.to(found)
+        assert found is not None
+        return found[read]
+
+    # --- gradients -------------------------------------------------------------------------------
+
+    def _gradient_fault(self) -> str | None:
+        """Return why the model's gradients are not those of its network; None if they are."""
+        model, expected = self._model, self._expected_gradient
+        if model.no_gradient is not None:
+            return model.no_gradient
+        found = self._try_gradient(self._own_gradient) if isinstance(expected, Tensor) else expected
+        if isinstance(found, str):
+            return found
+        assert isinstance(expected, Tensor)
+        error = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+        if error <= (MAX_COARSE_GRADIENT_ERROR if is_coarse(model) else MAX_GRADIENT_ERROR):
+            return None
+        return "the gradient by its embeddings is not that by its tokens"
+
+    def _try_gradient(self, gradient: Callable[[], Tensor]) -> Tensor | str:
+        """Return a gradient, or why there is none."""
+        try:
+            with torch.enable_grad():
+                return gradient()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a network without one fails in its own way
+            return f"it has no gradient ({type(error).__name__}: {first_line(error)})"
+
+    def _plain_gradient(self) -> Float[Tensor, "u d"]:
+        """Return the gradient of a row's log-probability by its tokens, wherever they are read."""
+        model, row = self._model, self._rows.ids[0]
+        ids = torch.tensor([row], device=model.device)
+        tokens = ids.unique()
+        table = model.vocabulary.embedding
+        shift = table.new_zeros(len(tokens), table.shape[1]).requires_grad_()
+        with model.lookups.shifted(tokens, shift):
+            logits = model.network(input_ids=ids, **plain_options(model.network)).logits
+        log_probs = widened(logits)[0, :-1].log_softmax(-1)
+        picked = log_probs.gather(1, ids[0, 1:, None]).sum()
+        return torch.autograd.grad(picked, shift)[0].float()
+
+    def _own_gradient(self) -> Float[Tensor, "u d"]:
+        """Return the same by the embeddings that the model lets its network read."""
+        model, row = self._model, self._rows.ids[0]
+        inputs = pad([Encoded(row, (), (0, 0), (0, 0))], model.device)
+        embeddings: Any = model.vocabulary.embedding[inputs.ids].requires_grad_()
+        read = torch.ones_like(inputs.mask)
+        log_probs = model.label_log_probs(replace(inputs, embeddings=embeddings), read)
+        (gradient,) = torch.autograd.grad(log_probs.sum(), embeddings)
+        tokens, index = inputs.ids.unique(return_inverse=True)
+        found = gradient.new_zeros(len(tokens), gradient.shape[-1])
+        return found.index_add(0, index[0], gradient[0]).float()
