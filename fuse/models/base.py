@@ -135,6 +135,19 @@ class Model(ABC):
         """
         raise NotImplementedError
 
+    def fit_vocabulary(self, num_predicted: int, max_length: int) -> None:
+        """Leave out tokens that the network never predicts, and positions that it does not know.
+
+        Raises:
+            FuseError: a special token is among them.
+        """
+        old = self.vocabulary
+        table, length = old.embedding[:num_predicted], min(old.max_length, max_length)
+        old.max_length = length
+        if len(table) < len(old):
+            self.vocabulary = EmbeddedVocabulary(old.tokenizer, table, length, old.head, old.tail)
+            check_tokens(self.vocabulary)
+
     @contextmanager
     def reading(self, embeddings: Float[Tensor, "b t d"] | None) -> Iterator[None]:
         """Let the embedding layer return these embeddings, if there are any, within a context.

@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fuse.models.base import check_tokens
 from fuse.models.causal_proof import CausalProof
 from fuse.models.decoder import Decoder
 from fuse.models.loading import load_network, load_pretrained, loading
 from fuse.models.predictions import Predictions, state_kind
 from fuse.nn.batch import CacheHits, Inputs
-from fuse.nn.embedding_table import EmbeddedVocabulary
 from fuse.nn.lm_head import LazyLogits
 from fuse.nn.prefix_attention import PREFIX_ATTENTION
 
+SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", PREFIX_ATTENTION)
+"""Kinds of attention that differ in how they compute alone."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """The layers whose tokens see all before, or those within a window; as transformers calls them."""
 
@@ -41,12 +41,14 @@ class CausalLM(Decoder):
     def __init__(self, network: Any, tokenizer: Any) -> None:
         super().__init__(network, tokenizer)
         self._windows = self._layer_windows()
-        for turn in (self.acceleration.turn, self.turn_late_logits, self.turn_narrowed_layer):
+        may_pack = self._may_pack()
+        for turn in (self.acceleration.turn, self.turn_late_logits, self.turn_narrowed_output):
             turn(False)
+        self.turn_narrowed_layer(False)
         self.turn_padding(False)
         proof = CausalProof(self)
-        self._fit_vocabulary(proof.num_predicted, proof.max_length)
-        proof.settle()
+        self.fit_vocabulary(proof.num_predicted, proof.max_length)
+        proof.settle(may_pack=may_pack)
 
     def _layer_windows(self) -> list[int | None]:
         """Return `_windows`; nothing where the layers' caches are not of keys and values."""
@@ -55,8 +57,7 @@ class CausalLM(Decoder):
             return []
         return [getattr(layer, "sliding_window", None) for layer in layers]
 
-    @property
-    def may_pack(self) -> bool:
+    def _may_pack(self) -> bool:
         """Whether the network says that its attention can be replaced by ours.
 
         What short rows cannot show has to be said by its config: how far each layer sees.
@@ -64,25 +65,11 @@ class CausalLM(Decoder):
         network, config = self.network, self.network.config.get_text_config()
         name = network.config._attn_implementation
         backend = getattr(network, "_supports_attention_backend", False)
-        replaceable = backend and name in ("eager", "sdpa", PREFIX_ATTENTION)
+        replaceable = backend and name in SOFTMAX_ATTENTION
         known = {*(getattr(config, "layer_types", None) or ())} <= {*LAYER_TYPES}
         # Some networks' layers share the keys and values of one
         own_caches = len(self._windows) == getattr(config, "num_hidden_layers", 0)
         return replaceable and known and own_caches
-
-    def _fit_vocabulary(self, num_predicted: int, max_length: int) -> None:
-        """Leave out tokens that the network never predicts, and positions that it does not know."""
-        vocabulary = self.vocabulary
-        if num_predicted < len(vocabulary):
-            self.vocabulary = EmbeddedVocabulary(
-                vocabulary.tokenizer,
-                vocabulary.embedding[:num_predicted],
-                vocabulary.max_length,
-                vocabulary.head,
-                vocabulary.tail,
-            )
-            check_tokens(self.vocabulary)
-        self.vocabulary.max_length = min(vocabulary.max_length, max_length)
 
     @classmethod
     def load(

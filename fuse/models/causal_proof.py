@@ -6,7 +6,7 @@ Shape letters: t positions, n predictions, v vocabulary, u different tokens, d w
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from fuse.errors import FuseError
 from fuse.models.model_files import first_line
 from fuse.models.proof import (
+    EAGER,
     FastWay,
     Proof,
     agree,
@@ -57,6 +58,8 @@ class CausalProof:
         self._rows = TrialRows(model)
         row = self._rows.ids[0][: max(1, model.vocabulary.max_length)]
         self._has_eager = use_eager(self._attention, lambda: self._logits(row))
+        self._unpacked = EAGER if self._has_eager else None
+        """The attention of rows that are not packed; None for that as given."""
         with watching_positions(model.network, model.lookups.layers) as limits:
             first = self._logits(row)
         self.max_length = min(limits, default=sys.maxsize)
@@ -92,56 +95,65 @@ class CausalProof:
             raise FuseError(
                 f"network={type(self._model.network).__name__}: what it says of a token depends on "
                 "the tokens after it, so that it is no causal language model; "
-                "load it as a masked_lm, or choose another"
+                "load it as a masked_lm if it is one, or choose another"
             )
 
     # --- the ways --------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def settle(self, *, may_pack: bool) -> None:
         """Turn on the model's fast ways that agree with what was read plainly.
+
+        Args:
+            may_pack: whether packing may be tried.
 
         Raises:
             FuseError: not even the plain way does.
         """
-        self._base = None if not self._has_eager else "eager"
         if not self.fits:
             return
         model = self._model
         ways = [FastWay("the attention as given", self._turn_attention)] if self._has_eager else []
         ways.append(FastWay("prepacked weights", model.acceleration.turn))
+        ways.append(FastWay("logits of what is read", model.turn_narrowed_output))
         ways.append(FastWay("logits read late", model.turn_late_logits))
         ways.append(FastWay("a narrowed last layer", model.turn_narrowed_layer))
         ways.append(FastWay("padded rows", model.turn_padding))
         ways.append(FastWay("rows that go on from a prefix cache", self._turn_prefix_cache))
-        if model.may_pack:
+        if may_pack:
             ways.append(FastWay("packed rows that go on from it", self._turn_packing))
-        Proof(model, self._compare).settle(ways)
-        model.no_gradient = self._gradient_fault()
+        if isinstance(self._expected_gradient, str):
+            model.no_gradient = self._expected_gradient
+        proof = Proof(model.network, self._agrees)
+        if not proof.all_agree(ways):
+            model.no_gradient = self._gradient_fault()
+            proof.settle(ways)
 
     def _turn_attention(self, on: bool) -> None:
-        self._base = None if on else "eager"
-        self._attention.use(self._base)
+        self._unpacked = None if on else EAGER
+        self._attention.use(self._unpacked)
 
     def _turn_prefix_cache(self, on: bool) -> None:
         self._model.supports_prefix_cache = on and self._model.pads
 
     def _turn_packing(self, on: bool) -> None:
         self._model.supports_packing = on and self._model.supports_prefix_cache
-        self._attention.use(PREFIX_ATTENTION if self._model.supports_packing else self._base)
+        self._attention.use(PREFIX_ATTENTION if self._model.supports_packing else self._unpacked)
 
-    def _compare(self) -> Sequence[tuple[Tensor, Tensor]]:
-        """Return predictions in all ways that are on, each with the expected ones."""
+    def _agrees(self) -> bool:
+        """Whether predictions and gradient are the expected ones in all ways that are on."""
         model, rows, length = self._model, self._rows, self._rows.length
-        read = rows.inputs.mask & (torch.arange(rows.inputs.mask.shape[1]) >= length).to(
-            model.device
-        )
+        position = torch.arange(rows.inputs.mask.shape[1], device=model.device)
+        read = rows.inputs.mask & (position >= length)
         expected = torch.cat([one[length - 1 : -1] for one in self._expected])
-        found = [self._log_probs(rows.inputs, read)]
+        batches = [rows.inputs]
         if model.supports_prefix_cache:
-            found.append(self._log_probs(rows.from_cache(packed=False), read))
+            batches.append(rows.from_cache(packed=False))
         if model.supports_packing:
-            found.append(self._log_probs(rows.from_cache(packed=True), read))
-        return [(one, expected) for one in found]
+            batches.append(rows.from_cache(packed=True))
+        for inputs in batches:
+            if not agree(model, self._log_probs(inputs, read), expected):
+                return False
+        return model.no_gradient is not None or self._gradient_fault() is None
 
     def _log_probs(self, inputs: Inputs, read: Tensor) -> Float[Tensor, "n v"]:
         """Return the log-probabilities of all tokens where `read` is true, row after row."""

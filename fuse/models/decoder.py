@@ -67,7 +67,7 @@ class Decoder(Model):
     """A Hugging Face causal network. No special token follows a text."""
 
     tied: bool
-    """Whether the output layer's weight is the very table that the embedding layer looks up."""
+    """Whether the logits are products with the very table that the embedding layer looks up."""
 
     pads = True
     """Whether rows of unequal length are read as a batch, rather than one by one."""
@@ -88,6 +88,8 @@ class Decoder(Model):
         self._cache_name = _cache_name(network)
         self._knows_cache = bool(plain_options(network))
         """Whether it can be told to keep no cache."""
+        self._narrows = True
+        """Whether the output layer is run for the states that are read alone."""
         self._windows: list[int | None] = []
         """For each layer how many positions a token sees; None for all."""
         self._set_up_output(getattr(config, "num_hidden_layers", 0))
@@ -111,10 +113,12 @@ class Decoder(Model):
         if not usable:
             last_logits()
         weight, table = layer.weight, self.vocabulary.table
-        self.tied = isinstance(weight, Tensor) and _equal(weight, table.weight)
+        same = isinstance(weight, Tensor) and _equal(weight, table.weight)
+        self.tied = usable[0] and same
         self._own_head: LMHead | None = None
         """The output layer; None where the logits are not what it returns, unchanged."""
         if usable[0]:
+            assert isinstance(weight, Tensor)
             self._own_head = LMHead(layer, table if self.tied else EmbeddingTable(weight))
         self._head = self._own_head
         """The output layer where it computes the logits that are read, when they are read."""
@@ -122,6 +126,10 @@ class Decoder(Model):
     def turn_late_logits(self, on: bool) -> None:
         """Compute logits when they are read, or let the network compute them all."""
         self._head = self._own_head if on else None
+
+    def turn_narrowed_output(self, on: bool) -> None:
+        """Run the output layer for the states that are read, or for all."""
+        self._narrows = on
 
     def turn_narrowed_layer(self, on: bool) -> None:
         """Compute the last layer's feed-forward part for the states that are read, or for all."""
@@ -243,9 +251,13 @@ class Decoder(Model):
         index = index.to(ids.device)
         hidden: list[Tensor] = []
 
-        def select(states: Float[Tensor, "u t d"]) -> Float[Tensor, "u _ d"]:
+        def select(states: Tensor) -> Tensor:
+            if states.ndim != 3 and not self._narrows:
+                return states  # the layer reads something else than states [u t d]
             hidden.append(states[:, index.to(states.device)])
-            return hidden[0] if self._head is None else states[:, :0]
+            if self._head is not None:
+                return states[:, :0]
+            return hidden[0] if self._narrows else states
 
         layer = self.network.get_output_embeddings()
         if self._knows_cache:
@@ -256,7 +268,11 @@ class Decoder(Model):
             self.reading(embeddings),
         ):
             out = self.network(input_ids=ids.contiguous(), **options)
-        return States(hidden[0], widened(out.logits) if self._head is None else None)
+        if self._head is not None:
+            return States(hidden[0], None)
+        logits = widened(out.logits)
+        logits = logits if self._narrows else logits[:, index]
+        return States(hidden[0] if hidden else logits, logits)
 
 
 def _cache_name(network: Any) -> str:
@@ -269,7 +285,7 @@ def _cache_name(network: Any) -> str:
 
 def _output(
     network: Any, layer: Any, row: Ids, device: torch.device
-) -> tuple[Float[Tensor, "t v"], Float[Tensor, "1 t d"], Float[Tensor, "1 t v"]]:
+) -> tuple[Float[Tensor, "t v"], Tensor, Tensor]:
     """Return the network's logits, and what its output layer is given and returns.
 
     Raises:

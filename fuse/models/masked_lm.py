@@ -12,9 +12,21 @@ from torch import Tensor
 from fuse.errors import FuseError
 from fuse.models.base import Model, context_length
 from fuse.models.loading import load_network, load_pretrained, loading
+from fuse.models.proof import (
+    EAGER,
+    FastWay,
+    Proof,
+    agree,
+    check_repeats,
+    plain_logits,
+    use_eager,
+)
+from fuse.models.reuse_trial import TrialRows
 from fuse.nn.batch import Inputs
 from fuse.nn.hooks import changing_input
 from fuse.nn.lm_head import widened
+from fuse.nn.position_tables import watching_positions
+from fuse.nn.prefix_attention import Attention
 
 
 class MaskedLM(Model):
@@ -64,11 +76,11 @@ class MaskedLM(Model):
         for (_, at), ids in zip(read, masked, strict=True):
             expected.append(plain_logits(self.network, ids, self.device)[at].log_softmax(-1))
 
-        def compare() -> list[tuple[Tensor, Tensor]]:
+        def agrees() -> bool:
             found = []
             for i, at in read:
                 found.append(self._log_probs(rows.inputs, torch.tensor([i, (i + 1) % 3]), at)[0])
-            return [(torch.stack(found), torch.stack(expected))]
+            return agree(self, torch.stack(found), torch.stack(expected))
 
         ways = [
             FastWay("prepacked weights", self.acceleration.turn),
@@ -79,7 +91,9 @@ class MaskedLM(Model):
             use = attention.use
             given = FastWay("the attention as given", lambda on: use(None if on else EAGER))
             ways.insert(0, given)
-        Proof(self, compare).settle(ways)
+        proof = Proof(self.network, agrees)
+        if not proof.all_agree(ways):
+            proof.settle(ways)
 
     def _turn_narrowing(self, on: bool) -> None:
         self._narrows = on
@@ -122,7 +136,7 @@ class MaskedLM(Model):
             if inputs.labels is not None and inputs.label_positions is not None:
                 here = (inputs.label_positions[rows] == position)[..., None]
                 shift = torch.where(here, inputs.labels[rows], 0.0).sum(1)
-                picked = picked + (shift * log_p).sum(-1)
+                picked = picked + (shift * log_p[:, : shift.shape[1]]).sum(-1)
             at = rows, rows.new_tensor(position)
             result = result.to(picked.dtype).index_put(at, picked)
         return result
@@ -137,14 +151,31 @@ class MaskedLM(Model):
             masked = self.vocabulary.embedding[self.mask_id]
             embeddings = torch.where(hidden[:, None], masked, inputs.embeddings[rows])
         ids = torch.where(hidden, self.mask_id, inputs.ids[rows])
+        if self._pads:
+            return self._run(ids, embeddings, position, {"attention_mask": mask.long()})
+        found = []
+        for row, length in enumerate(mask.sum(1).tolist()):
+            here = slice(row, row + 1), slice(length)
+            own = None if embeddings is None else embeddings[here]
+            found.append(self._run(ids[here], own, position, {}))
+        return torch.cat(found)
+
+    def _run(
+        self,
+        ids: Int[Tensor, "r t"],
+        embeddings: Float[Tensor, "r t d"] | None,
+        position: int,
+        options: dict[str, Any],
+    ) -> Float[Tensor, "r v"]:
+        """Return log p(token) at one position of rows that are read as they are."""
         with self.reading(embeddings), self._predicting_only(position):
-            logits = self.network(input_ids=ids, attention_mask=mask.long()).logits
+            logits = self.network(input_ids=ids, **options).logits
         logits = logits[:, 0 if logits.shape[1] == 1 else position]
         return widened(logits).log_softmax(-1)
 
     def _predicting_only(self, position: int) -> Any:
         """Let the output layer read one position, within a context: most of the memory."""
         layer = self.network.get_output_embeddings()
-        if layer is None:
+        if layer is None or not self._narrows:
             return nullcontext()
         return changing_input(layer, lambda states: states[:, position : position + 1])

@@ -47,25 +47,27 @@ class Proof:
     """Try ways to read, and keep those on that change no result.
 
     Args:
-        model: whose ways they are.
-        compare: computes n predictions, in the ways that are on, and yields them with the expected
-            ones.
+        network: the network that reads, for messages.
+        agrees: whether what is computed in the ways that are on equals what is read plainly.
     """
 
-    def __init__(self, model: Model, compare: Callable[[], Sequence[tuple[Tensor, Tensor]]]):
-        self._model, self._compare = model, compare
-        self._kind = type(model.network).__name__
+    def __init__(self, network: Any, agrees: Callable[[], bool]) -> None:
+        self._kind, self._agrees = type(network).__name__, agrees
 
-    def settle(self, ways: Sequence[FastWay]) -> None:
-        """Turn on the ways that agree with the plain one: all at once or, failing that, in turn.
-
-        Raises:
-            FuseError: not even the plain way agrees with the network.
-        """
+    def all_agree(self, ways: Sequence[FastWay]) -> bool:
+        """Turn all ways on, and say whether results stay the same; else turn all off."""
         if self._try("all ways to read", ways):
-            return
+            return True
         for way in reversed(ways):
             way.turn(False)
+        return False
+
+    def settle(self, ways: Sequence[FastWay]) -> None:
+        """Turn on one way after another, and off again those that do not agree.
+
+        Raises:
+            FuseError: the plain way does not agree with itself.
+        """
         if not self._try("the plain way to read", ()):
             raise FuseError(
                 f"network={self._kind}: it says other things from pass to pass; choose another"
@@ -79,7 +81,7 @@ class Proof:
         try:
             for way in ways:
                 way.turn(True)
-            agrees = all(agree(self._model, *pair) for pair in self._compare())
+            agrees = self._agrees()
         except torch.OutOfMemoryError:
             raise
         except Exception as reason:  # a network that cannot do it fails in its own way
@@ -106,7 +108,7 @@ def agree(model: Model, found: Float[Tensor, "n v"], expected: Float[Tensor, "n 
 
 
 def plain_options(network: Any) -> dict[str, Any]:
-    """Return the arguments of a plain pass beside the ids: no cache, if the network knows of one."""
+    """Return what a plain pass is told beside the ids: to keep no cache, if it can be told."""
     parameters = signature(network.forward).parameters
     passes_on = any(one.kind is Parameter.VAR_KEYWORD for one in parameters.values())
     return {"use_cache": False} if passes_on or "use_cache" in parameters else {}

@@ -4,7 +4,7 @@
 before it there, and nothing of other rows.
 
 Shape letters: b rows of a pass, r rows of a packed batch, u rows of the cache, t positions, q own
-tokens of a row, k keys, n packed tokens, h heads, g heads of keys, e head width.
+tokens of a row, k keys, n packed tokens, h heads, g heads of keys, e width of keys, f of values.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def attend(
     module: Any,
     query: Float[Tensor, "b h q e"],
     key: Float[Tensor, "b g k e"],
-    value: Float[Tensor, "b g k e"],
+    value: Float[Tensor, "b g k f"],
     attention_mask: Tensor | None,
     *,
     cache_hits: Cache | None = None,
     cache_update: Cache | None = None,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[Float[Tensor, "b q h e"], None]:
+) -> tuple[Float[Tensor, "b q h f"], None]:
     """Attend to the keys given and, with a `packed_cache`, to those of the prefix cache.
 
     Args:
@@ -108,10 +108,10 @@ def _check_options(options: dict[str, Any], layer: PackedLayer) -> None:
 def _attend_packed(
     query: Float[Tensor, "1 h n e"],
     key: Float[Tensor, "1 g n e"],
-    value: Float[Tensor, "1 g n e"],
+    value: Float[Tensor, "1 g n f"],
     layer: PackedLayer,
     scaling: float | None,
-) -> Float[Tensor, "1 n h e"]:
+) -> Float[Tensor, "1 n h f"]:
     """Compute softmax attention of a packed batch, each row by itself."""
     plan, (rows, _, length, width) = layer.plan, query.shape
     scaled = query * (width**-0.5 if scaling is None else scaling)
@@ -129,7 +129,7 @@ def _attend_packed(
     num_cached = layer.cached_keys.shape[-2]
     out = _times_shared(weights[..., :num_cached], plan.groups, layer.cached_values)
     out = out + weights[..., num_cached:] @ own_value
-    # [g r (h/g)q e] to [(r q) h e]
+    # [g r (h/g)q f] to [(r q) h f]
     by_token = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
     return by_token.index_select(0, plan.unpadded).view(rows, length, *by_token.shape[1:])
 
