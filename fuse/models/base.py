@@ -79,7 +79,7 @@ class Model(ABC):
         self.acceleration = Acceleration(view)
         self.embedding_layer = by_id.get(id(embedding_layer), embedding_layer)
         self.lookups = TokenLookups(view, self.embedding_layer)
-        table = _embedding_table(self.embedding_layer)
+        table = _embedding_table(view, self.embedding_layer)
         self.vocabulary = EmbeddedVocabulary(tokenizer, table, max_length, head, tail)
         check_tokens(self.vocabulary)
         layer = _quantised_layer(view)
@@ -246,13 +246,25 @@ def check_tokens(vocabulary: EmbeddedVocabulary) -> None:
             )
 
 
-def _embedding_table(layer: Any) -> Float[Tensor, "v d"]:
-    """Return what an embedding layer returns for each id: its weight itself where that is equal."""
-    weight = layer.weight
+def _embedding_table(network: Any, layer: Any) -> Float[Tensor, "v d"]:
+    """Return what an embedding layer returns for each id: its weight itself where that is equal.
+
+    Raises:
+        FuseError: it is no such layer.
+    """
+    weight: Any = getattr(layer, "weight", None)
     plain = type(weight) in (Tensor, torch.nn.Parameter) and not weight.is_meta
-    size = len(weight) if isinstance(weight, Tensor) else layer.num_embeddings
-    # Hooks of accelerate bring ids to where a layer runs
-    table = layer(torch.arange(size, device=weight.device if plain else "cpu"))
+    try:
+        size = len(weight) if isinstance(weight, Tensor) else layer.num_embeddings
+        # Hooks of accelerate bring ids to where a layer runs
+        table = layer(torch.arange(size, device=weight.device if plain else "cpu"))
+    except (AttributeError, TypeError):
+        table = None
+    if not isinstance(table, Tensor) or table.ndim != 2:
+        raise FuseError(
+            f"network={type(network).__name__}: its embedding layer ({type(layer).__name__}) does "
+            "not return one vector for each token; choose another"
+        )
     if plain and table.dtype == weight.dtype and torch.equal(table, weight):
         return weight.detach()  # takes no memory
     return table

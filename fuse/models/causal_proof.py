@@ -1,21 +1,20 @@
 """Proof that a causal language model computes what its network computes as given.
 
-Shape letters: t positions, n predictions, v vocabulary, u different tokens, d width.
+Shape letters: t positions, n predictions, v vocabulary, d width.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.models.model_files import first_line
+from fuse.models.gradient_proof import GradientProof
 from fuse.models.proof import (
     EAGER,
     FastWay,
@@ -23,12 +22,10 @@ from fuse.models.proof import (
     agree,
     check_repeats,
     plain_logits,
-    plain_options,
     use_eager,
 )
-from fuse.models.reuse_trial import TrialRows, is_coarse
+from fuse.models.reuse_trial import TrialRows
 from fuse.nn.batch import Inputs, pad
-from fuse.nn.lm_head import widened
 from fuse.nn.position_tables import watching_positions
 from fuse.nn.prefix_attention import PREFIX_ATTENTION, Attention
 from fuse.text.template import Encoded
@@ -36,9 +33,6 @@ from fuse.types import Ids
 
 if TYPE_CHECKING:
     from fuse.models.causal_lm import CausalLM
-
-MAX_GRADIENT_ERROR, MAX_COARSE_GRADIENT_ERROR = 1e-3, 0.3
-"""How much gradients may differ, relative to their size; the latter in coarse types."""
 
 
 class CausalProof:
@@ -72,7 +66,7 @@ class CausalProof:
         if self.fits:
             others = [self._logits(ids) for ids in self._rows.ids[1:]]
             self._expected = [logits.log_softmax(-1) for logits in (first, *others)]
-            self._expected_gradient = self._try_gradient(self._plain_gradient)
+            self._gradient = self._gradient_proof()
 
     def _logits(self, row: Ids) -> Float[Tensor, "t v"]:
         """Read one row plainly."""
@@ -121,12 +115,11 @@ class CausalProof:
         ways.append(FastWay("rows that go on from a prefix cache", self._turn_prefix_cache))
         if may_pack:
             ways.append(FastWay("packed rows that go on from it", self._turn_packing))
-        if isinstance(self._expected_gradient, str):
-            model.no_gradient = self._expected_gradient
         proof = Proof(model.network, self._agrees)
-        if not proof.all_agree(ways):
-            model.no_gradient = self._gradient_fault()
-            proof.settle(ways)
+        if proof.all_agree(ways) or (may_pack and proof.all_agree(ways[:-1])):
+            return
+        model.no_gradient = self._gradient.fault()
+        proof.settle(ways)
 
     def _turn_attention(self, on: bool) -> None:
         self._unpacked = None if on else EAGER
@@ -153,7 +146,7 @@ class CausalProof:
         for inputs in batches:
             if not agree(model, self._log_probs(inputs, read), expected):
                 return False
-        return model.no_gradient is not None or self._gradient_fault() is None
+        return model.no_gradient is not None or self._gradient.fault() is None
 
     def _log_probs(self, inputs: Inputs, read: Tensor) -> Float[Tensor, "n v"]:
         """Return the log-probabilities of all tokens where `read` is true, row after row."""
@@ -166,53 +159,16 @@ class CausalProof:
         assert found is not None
         return found[read]
 
-    # --- gradients -------------------------------------------------------------------------------
-
-    def _gradient_fault(self) -> str | None:
-        """Return why the model's gradients are not those of its network; None if they are."""
-        model, expected = self._model, self._expected_gradient
-        if model.no_gradient is not None:
-            return model.no_gradient
-        found = self._try_gradient(self._own_gradient) if isinstance(expected, Tensor) else expected
-        if isinstance(found, str):
-            return found
-        assert isinstance(expected, Tensor)
-        error = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
-        if error <= (MAX_COARSE_GRADIENT_ERROR if is_coarse(model) else MAX_GRADIENT_ERROR):
-            return None
-        return "the gradient by its embeddings is not that by its tokens"
-
-    def _try_gradient(self, gradient: Callable[[], Tensor]) -> Tensor | str:
-        """Return a gradient, or why there is none."""
-        try:
-            with torch.enable_grad():
-                return gradient()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a network without one fails in its own way
-            return f"it has no gradient ({type(error).__name__}: {first_line(error)})"
-
-    def _plain_gradient(self) -> Float[Tensor, "u d"]:
-        """Return the gradient of a row's log-probability by its tokens, wherever they are read."""
-        model, row = self._model, self._rows.ids[0]
-        ids = torch.tensor([row], device=model.device)
-        tokens = ids.unique()
-        table = model.vocabulary.embedding
-        shift = table.new_zeros(len(tokens), table.shape[1]).requires_grad_()
-        with model.lookups.shifted(tokens, shift):
-            logits = model.network(input_ids=ids, **plain_options(model.network)).logits
-        log_probs = widened(logits)[0, :-1].log_softmax(-1)
-        picked = log_probs.gather(1, ids[0, 1:, None]).sum()
-        return torch.autograd.grad(picked, shift)[0].float()
-
-    def _own_gradient(self) -> Float[Tensor, "u d"]:
-        """Return the same by the embeddings that the model lets its network read."""
+    def _gradient_proof(self) -> GradientProof:
+        """Return the proof of the gradient of a row's log-probability."""
         model, row = self._model, self._rows.ids[0]
         inputs = pad([Encoded(row, (), (0, 0), (0, 0))], model.device)
-        embeddings: Any = model.vocabulary.embedding[inputs.ids].requires_grad_()
         read = torch.ones_like(inputs.mask)
-        log_probs = model.label_log_probs(replace(inputs, embeddings=embeddings), read)
-        (gradient,) = torch.autograd.grad(log_probs.sum(), embeddings)
-        tokens, index = inputs.ids.unique(return_inverse=True)
-        found = gradient.new_zeros(len(tokens), gradient.shape[-1])
-        return found.index_add(0, index[0], gradient[0]).float()
+
+        def plain(log_probs: Float[Tensor, "t v"]) -> Tensor:
+            return log_probs[:-1].gather(1, inputs.ids[0, 1:, None]).sum()
+
+        def own(embeddings: Float[Tensor, "1 t d"]) -> Tensor:
+            return model.label_log_probs(replace(inputs, embeddings=embeddings), read).sum()
+
+        return GradientProof(model, row, plain, own, row)

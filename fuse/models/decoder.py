@@ -55,7 +55,8 @@ class States:
         hidden = joined([None if one is None else one.hidden for one in rows], some.hidden)
         if some.logits is None:
             return States(hidden, None)
-        return States(hidden, joined([one and one.logits for one in rows], some.logits))
+        logits = [None if one is None else one.logits for one in rows]
+        return States(hidden, joined(logits, some.logits))
 
     def flattened(self) -> tuple[Float[Tensor, "u d"], Float[Tensor, "u v"] | None]:
         """Return hidden states and logits, row after row."""

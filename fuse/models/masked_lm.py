@@ -12,21 +12,10 @@ from torch import Tensor
 from fuse.errors import FuseError
 from fuse.models.base import Model, context_length
 from fuse.models.loading import load_network, load_pretrained, loading
-from fuse.models.proof import (
-    EAGER,
-    FastWay,
-    Proof,
-    agree,
-    check_repeats,
-    plain_logits,
-    use_eager,
-)
-from fuse.models.reuse_trial import TrialRows
+from fuse.models.masked_proof import MaskedProof
 from fuse.nn.batch import Inputs
 from fuse.nn.hooks import changing_input
 from fuse.nn.lm_head import widened
-from fuse.nn.position_tables import watching_positions
-from fuse.nn.prefix_attention import Attention
 
 
 class MaskedLM(Model):
@@ -50,55 +39,15 @@ class MaskedLM(Model):
         super().__init__(network, tokenizer, network.get_input_embeddings(), length)
         self.mask_id = int(tokenizer.mask_token_id)
         self._pads = self._narrows = False
-        self._prove()
-
-    def _prove(self) -> None:
-        """Turn on the ways to read that agree with the network as given.
-
-        Raises:
-            FuseError: it cannot read a text, or changes from pass to pass.
-        """
         self.acceleration.turn(False)
-        rows, attention = TrialRows(self), Attention(self.network)
-        read = [(i, len(ids) - 1 - len(self.vocabulary.tail)) for i, ids in enumerate(rows.ids)]
-        masked = [(*rows.ids[i][:at], self.mask_id, *rows.ids[i][at + 1 :]) for i, at in read]
-        limit = self.vocabulary.max_length
-        first = masked[0][:limit]
-        has_eager = use_eager(attention, lambda: plain_logits(self.network, first, self.device))
-        with watching_positions(self.network, self.lookups.layers) as limits:
-            logits = plain_logits(self.network, first, self.device)
-        again = plain_logits(self.network, first, self.device)
-        check_repeats(self, again.log_softmax(-1), logits.log_softmax(-1))
-        self.fit_vocabulary(logits.shape[-1], min(limits, default=limit))
-        if rows.inputs.ids.shape[1] > self.vocabulary.max_length:
-            return
-        expected = []
-        for (_, at), ids in zip(read, masked, strict=True):
-            expected.append(plain_logits(self.network, ids, self.device)[at].log_softmax(-1))
+        MaskedProof(self).settle()
 
-        def agrees() -> bool:
-            found = []
-            for i, at in read:
-                found.append(self._log_probs(rows.inputs, torch.tensor([i, (i + 1) % 3]), at)[0])
-            return agree(self, torch.stack(found), torch.stack(expected))
-
-        ways = [
-            FastWay("prepacked weights", self.acceleration.turn),
-            FastWay("logits of one position", self._turn_narrowing),
-            FastWay("padded rows", self._turn_padding),
-        ]
-        if has_eager:
-            use = attention.use
-            given = FastWay("the attention as given", lambda on: use(None if on else EAGER))
-            ways.insert(0, given)
-        proof = Proof(self.network, agrees)
-        if not proof.all_agree(ways):
-            proof.settle(ways)
-
-    def _turn_narrowing(self, on: bool) -> None:
+    def turn_narrowed_output(self, on: bool) -> None:
+        """Run the output layer for the masked position alone, or for all."""
         self._narrows = on
 
-    def _turn_padding(self, on: bool) -> None:
+    def turn_padding(self, on: bool) -> None:
+        """Read rows of unequal length as a batch, or one by one."""
         self._pads = on
 
     @classmethod
@@ -131,7 +80,7 @@ class MaskedLM(Model):
         result = torch.zeros(read.shape, device=read.device)
         for position in read.any(0).nonzero().flatten().tolist():
             rows = read[:, position].nonzero().flatten()
-            log_p = self._log_probs(inputs, rows, position)
+            log_p = self.position_log_probs(inputs, rows, position)
             picked = log_p.gather(1, inputs.ids[rows, position, None])[:, 0]
             if inputs.labels is not None and inputs.label_positions is not None:
                 here = (inputs.label_positions[rows] == position)[..., None]
@@ -141,7 +90,7 @@ class MaskedLM(Model):
             result = result.to(picked.dtype).index_put(at, picked)
         return result
 
-    def _log_probs(
+    def position_log_probs(
         self, inputs: Inputs, rows: Int[Tensor, " r"], position: int
     ) -> Float[Tensor, "r v"]:
         """Return log p(token) of some rows at one position, which reads the mask token."""

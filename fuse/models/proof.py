@@ -70,7 +70,8 @@ class Proof:
         """
         if not self._try("the plain way to read", ()):
             raise FuseError(
-                f"network={self._kind}: it says other things from pass to pass; choose another"
+                f"network={self._kind}: it reads a text otherwise from pass to pass, or when more "
+                "follows; choose another"
             )
         for way in ways:
             if not self._try(way.name, (way,)):
