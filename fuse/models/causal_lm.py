@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from fuse.models.causal_proof import CausalProof
 from fuse.models.decoder import Decoder
 from fuse.models.loading import load_network, load_pretrained, loading
+from fuse.models.model_files import read_object
 from fuse.models.predictions import Predictions, state_kind
 from fuse.nn.batch import CacheHits, Inputs
 from fuse.nn.lm_head import LazyLogits
@@ -52,7 +54,10 @@ class CausalLM(Decoder):
 
     def _layer_windows(self) -> list[int | None]:
         """Return `_windows`; nothing where the layers' caches are not of keys and values."""
-        layers = DynamicCache(config=self.network.config).layers
+        try:
+            layers = DynamicCache(config=self.network.config).layers
+        except AttributeError:  # a config that knows no layers
+            return []
         if not all(isinstance(layer, DynamicLayer) for layer in layers):
             return []
         return [getattr(layer, "sliding_window", None) for layer in layers]
@@ -80,10 +85,18 @@ class CausalLM(Decoder):
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> CausalLM:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        """Load a model from a hub id or a local folder; `options` go to `from_pretrained`.
+
+        One that reads pictures, too, reads text alone.
+
+        Raises:
+            FuseError: the model cannot be found or read, or is no causal language model.
+        """
+        from transformers import AutoTokenizer
 
         tokenizer = load_pretrained(AutoTokenizer, model_id)
-        network = load_network(AutoModelForCausalLM, model_id, device, dtype=dtype, **options)
+        auto_class = _auto_class(model_id)
+        network = load_network(auto_class, model_id, device, dtype=dtype, **options)
         with loading(model_id):
             return cls(network, tokenizer)
 
@@ -212,3 +225,15 @@ class CausalLM(Decoder):
             wrong = part.logits.logits(part.index).argmax(-1) != inputs.ids[part.at]
             result[part.row[wrong]] = False
         return result
+
+
+def _auto_class(model_id: str) -> Any:
+    """Return the class of transformers that loads a language model, or one that sees, too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    kind = read_object(str(Path(model_id).expanduser()), "config.json").get("model_type")
+    sees = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if sees and kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM

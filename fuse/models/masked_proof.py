@@ -120,5 +120,6 @@ class MaskedProof:
             given = replace(inputs, embeddings=embeddings)
             return model.position_log_probs(given, rows, at)[0, row[at]]
 
-        kept = tuple(token for token in self._masked[0] if token != model.mask_id)
+        around = {model.mask_id, *model.vocabulary.head, *model.vocabulary.tail}
+        kept = tuple(token for token in self._masked[0] if token not in around)
         return GradientProof(model, self._masked[0], plain, own, kept)
