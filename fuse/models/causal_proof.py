@@ -17,6 +17,7 @@ from fuse.errors import FuseError
 from fuse.models.gradient_proof import GradientProof
 from fuse.models.proof import (
     EAGER,
+    MAX_REPEATED_ERROR,
     FastWay,
     Proof,
     agree,
@@ -83,7 +84,7 @@ class CausalProof:
         other = next(token for token in self._rows.ids[1][::-1] if token != row[-1])
         changed = self._logits((*row[:-1], other))
         before = [logits[:-1].log_softmax(-1) for logits in (changed, first)]
-        if not agree(self._model, before[0], before[1]):
+        if not agree(self._model, before[0], before[1], MAX_REPEATED_ERROR):
             again = self._logits(row).log_softmax(-1)
             check_repeats(self._model, again, first.log_softmax(-1))
             raise FuseError(
@@ -126,11 +127,15 @@ class CausalProof:
         self._attention.use(self._unpacked)
 
     def _turn_prefix_cache(self, on: bool) -> None:
-        self._model.supports_prefix_cache = on and self._model.pads
+        if on and not self._model.pads:
+            raise NotImplementedError("without padded rows")
+        self._model.supports_prefix_cache = on
 
     def _turn_packing(self, on: bool) -> None:
-        self._model.supports_packing = on and self._model.supports_prefix_cache
-        self._attention.use(PREFIX_ATTENTION if self._model.supports_packing else self._unpacked)
+        if on and not self._model.supports_prefix_cache:
+            raise NotImplementedError("without a prefix cache")
+        self._model.supports_packing = on
+        self._attention.use(PREFIX_ATTENTION if on else self._unpacked)
 
     def _agrees(self) -> bool:
         """Whether predictions and gradient are the expected ones in all ways that are on."""
