@@ -118,7 +118,7 @@ def test_attention_that_is_not_replaced_is_found_out(
     assert not model.supports_packing
     assert model.supports_prefix_cache == caches
     assert model.network.config._attn_implementation == "sdpa", "the attention is put back"
-    assert "GPT2LMHeadModel: packed rows" in caplog.text
+    assert "packed rows that go on from it: no" in caplog.text
 
 
 def test_nothing_is_said_of_it(capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -32,22 +32,19 @@ from fuse.nn.prefix_attention import PREFIX_ATTENTION, Attention
 from fuse.text.template import Encoded
 from fuse.types import Ids
 
-if TYPE_CHECKING:
-    from fuse.models.causal_lm import CausalLM
-
 
 class CausalProof:
     """What a causal network predicts when it reads a few rows plainly.
 
     Args:
-        model: a model none of whose fast ways is on.
+        model: a CausalLM none of whose fast ways is on.
 
     Raises:
         FuseError: the network cannot read a text, or what it says of a token depends on later
             tokens, or changes from pass to pass.
     """
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         self._attention = Attention(model.network)
         self._rows = TrialRows(model)

@@ -48,14 +48,18 @@ class GradientProof:
         self._model, self._plain, self._own = model, plain, own
         self._ids = torch.tensor([row], device=model.device)
         self._tokens = torch.tensor(kept, device=model.device).unique()
-        self._expected = self._tried(self._plain_gradient)
-        if model.no_gradient is None and isinstance(self._expected, str):
-            model.no_gradient = self._expected
+        self._expected: Tensor | None = None
+        if model.no_gradient is None:
+            expected = self._tried(self._plain_gradient)
+            if isinstance(expected, str):
+                model.no_gradient = expected
+            else:
+                self._expected = expected
 
     def fault(self) -> str | None:
         """Return why the model's gradient is not that of its network; None if it is."""
         expected = self._expected
-        if self._model.no_gradient is not None or not isinstance(expected, Tensor):
+        if self._model.no_gradient is not None or expected is None:
             return self._model.no_gradient
         found = self._tried(self._own_gradient)
         if isinstance(found, str):

@@ -6,7 +6,7 @@ Shape letters: t positions, v vocabulary, d width.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,21 +28,18 @@ from fuse.nn.position_tables import watching_positions
 from fuse.nn.prefix_attention import Attention
 from fuse.text.template import Encoded
 
-if TYPE_CHECKING:
-    from fuse.models.masked_lm import MaskedLM
-
 
 class MaskedProof:
     """What a masked network predicts of a token in each of a few rows, when it reads them plainly.
 
     Args:
-        model: a model none of whose fast ways is on.
+        model: a MaskedLM none of whose fast ways is on.
 
     Raises:
         FuseError: the network cannot read a text, or what it says changes from pass to pass.
     """
 
-    def __init__(self, model: MaskedLM) -> None:
+    def __init__(self, model: Any) -> None:
         self._model, self._rows = model, TrialRows(model)
         self._attention = Attention(model.network)
         behind = 1 + len(model.vocabulary.tail)
