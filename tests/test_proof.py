@@ -410,6 +410,17 @@ def test_a_tokenizer_with_more_tokens_than_the_network_is_refused() -> None:
         causal_lm(gpt2(vocab_size=10, bos_token_id=1, eos_token_id=1))
 
 
+def test_special_tokens_that_the_network_lacks_are_never_read() -> None:
+    tokenizer = lm_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+    model = causal_lm(gpt2(vocab_size=size), tokenizer)
+    term = fuse.Term(model, fuse.NLL())
+    assert term.fits(term.encode(["a dog", "a dog <|turn|>"])) == [True, False]
+    with pytest.raises(fuse.FuseError, match=rf"hold token {size}, and the network knows {size}"):
+        fuse.Term(model, fuse.NLL(), prefix="<|turn|>")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_first_token_that_follows_nothing_has_no_loss(way: dict[str, bool]) -> None:
     network = gpt2()

@@ -66,6 +66,9 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.size = len(tokenizer) if size is None else size
+        added = max(tokenizer.added_tokens_decoder, default=-1)
+        self._has_unknown = added >= self.size
+        """Whether the tokenizer has special tokens that the model does not know."""
         self._prompts: Memo[Ids, str] = Memo(lambda row, text: ID_BYTES * len(row) + len(text))
         first, last = self._special_tokens() if head is None or tail is None else ((), ())
         self.head = first if head is None else head
@@ -94,6 +97,12 @@ class Vocabulary:
     def max_text_tokens(self) -> int:
         """How many tokens of a text the model reads at most, beside its special tokens."""
         return self.max_length - len(self.head) - len(self.tail)
+
+    def knows(self, ids: Ids) -> bool:
+        """Whether the model knows all of these ids, as it does those of a text without special
+        tokens.
+        """
+        return not self._has_unknown or max(ids, default=-1) < self.size
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Ids, list[Span]]]:
         """Return each text's ids, without special tokens, and the character span of each token.
