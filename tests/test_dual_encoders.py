@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from PIL import Image
 from test_models_kinds import WORDS, batch, bert_tokenizer, double, with_embeddings, word_tokenizer
 from torch.nn.functional import normalize
@@ -168,7 +169,134 @@ def test_the_prefix_cache_and_packing_change_no_vector(kind: str, model: CLIP) -
         term = Term(model, CosineDistance(target), prefix="a picture", **options)
         rows = term.encode([*TEXTS, "a red house", "a red cup"])
         term.engine.prefill(term.encode(TEXTS[:2]))
-        own = torch.stack([model.vector(batch(model, [f"a picture {t}"]))[0] for t in [*TEXTS, "a red house", "a red cup"]])
+        texts = [f"a picture {text}" for text in (*TEXTS, "a red house", "a red cup")]
+        own = torch.cat([model.vector(batch(model, [text])) for text in texts])
         torch.testing.assert_close(term.score(rows), 1 - own @ target, atol=1e-5, rtol=0)
     causal = ("clip", "clip, highest id", "metaclip 2", "clipseg", "owlvit")
     assert model.supports_packing == model.supports_prefix_cache == (kind in causal)
+
+
+def test_gradients_equal_finite_differences(network: Any, kind: str) -> None:
+    model = double(CLIP(network, KINDS[kind][1], None))
+    inputs = with_embeddings(model, batch(model, TEXTS[:2]))
+    target = torch.randn(2, 1, generator=torch.Generator().manual_seed(0)).double()
+
+    def value(embeddings: torch.Tensor) -> torch.Tensor:
+        vectors = model.vector(replace(inputs, embeddings=embeddings)).double()
+        return (vectors * target * torch.arange(vectors.shape[1])).sum()
+
+    assert inputs.embeddings is not None
+    value(inputs.embeddings).backward()
+    found, embeddings = inputs.embeddings.grad, inputs.embeddings.detach()
+    assert found is not None
+    assert found[inputs.free].any()
+    assert not found[~inputs.mask].any()  # what stands at padding is not read
+    step = 1e-2 * torch.nn.functional.normalize(found, dim=-1)
+    numeric = (value(embeddings + step) - value(embeddings - step)) / 2
+    assert float((found * step).sum()) == pytest.approx(float(numeric), rel=2e-2)
+
+
+# ---- folders: with the processor of the family, and pictures ----
+def picture_processor(kind: str) -> Any:
+    side = {"height": 32, "width": 32}
+    if kind == "siglip 2":
+        return transformers.Siglip2ImageProcessor(patch_size=16, max_num_patches=4)
+    return transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side)
+
+
+FOLDERS = ["metaclip 2", "siglip", "siglip 2", "align", "vision-text", "owlvit"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_gives_the_networks_own_vectors(tmp_path: Path, name: str) -> None:
+    config, tokenizer = KINDS[name]
+    network = random_network(config)
+    pictures = picture_processor(name)
+    for part in (network, tokenizer, pictures):
+        part.save_pretrained(tmp_path)
+    model = CLIP.load(str(tmp_path))
+    padding = PADDED if "siglip" in name else {}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = own_vectors(network, tokenizer, TEXTS, **padding)
+    torch.testing.assert_close(model.embed_texts(TEXTS), expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        given = pictures(images=[IMAGE], return_tensors="pt")
+        own = normalize(network.get_image_features(**given).pooler_output, dim=-1)
+    torch.testing.assert_close(model.embed_images([IMAGE]), own, atol=1e-5, rtol=0)
+    half = CLIP.load(str(tmp_path), dtype=torch.bfloat16)
+    torch.testing.assert_close(half.embed_texts(TEXTS), expected, atol=0.1, rtol=0)
+
+
+# ---- what is refused ----
+def refused() -> dict[str, tuple[Any, Any, str]]:
+    """A configuration, a tokenizer, and what is said about them."""
+    t, bert = transformers, bert_tokenizer()
+    flava = t.FlavaConfig(
+        text_config=TEXT,
+        image_config=VISION,
+        multimodal_config={**TEXT, "num_hidden_layers": 1},
+        image_codebook_config={"hidden_size": 8, "num_blocks_per_group": 1, "vocab_size": 16},
+        hidden_size=32,
+        projection_dim=16,
+    )
+    return {
+        "bert": (t.BertConfig(**TEXT), bert, "get_text_features"),
+        "clip text": (t.CLIPTextConfig(**TEXT, **ENDS), clip_tokenizer(), "get_text_features"),
+        "x-clip": (both("XCLIP", ENDS), clip_tokenizer(), "get_image_features"),
+        "flava": (flava, bert, "one vector of a text"),
+    }
+
+
+REFUSED = refused()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_dual_encoder_is_refused(name: str) -> None:
+    config, tokenizer, words = REFUSED[name]
+    with pytest.raises(FuseError, match=words) as raised:
+        CLIP(random_network(config), tokenizer, None)
+    assert "\n" not in str(raised.value)
+
+
+class Forgetful(transformers.CLIPModel):
+    """Its vectors depend on what it has read before."""
+
+    def get_text_features(self, **given: Any) -> Any:
+        out = super().get_text_features(**given)
+        self.count = getattr(self, "count", 0) + 1
+        out.pooler_output = out.pooler_output + self.count
+        return out
+
+
+def test_a_network_with_other_vectors_is_refused() -> None:
+    config, tokenizer = KINDS["clip"]
+    with pytest.raises(FuseError, match=r"Forgetful.*another than ours"):
+        CLIP(Forgetful(config).eval(), tokenizer, None)
+
+
+# ---- the tokenizer of SigLIP 1 ----
+def test_the_slow_tokenizer_of_siglip_becomes_a_fast_one(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece", reason="not installed: sentencepiece")
+    pytest.importorskip("google.protobuf", reason="not installed: protobuf")
+    corpus = (ROOT / "fuse/demo/corpus.txt").read_text().splitlines()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.lower() for text in corpus[:500]),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=200,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+    )
+    slow = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"))
+    slow.model_input_names = ["input_ids"]
+    config = both("Siglip", {"projection_size": 32, "vocab_size": 200})
+    network = random_network(config)
+    model = CLIP(network, slow, None)
+    texts = ["It's a RED house, isn't it?", "dog", "", " a\n\tb", "naïve 日 12_50%!"]
+    for text in [*texts, *corpus[500:600]]:
+        ((row, _),) = model.vocabulary.encode([text])
+        assert [*row, *model.vocabulary.tail] == slow(text).input_ids
+    expected = own_vectors(network, slow, texts[:2], **PADDED)
+    torch.testing.assert_close(model.embed_texts(texts[:2]), expected, atol=1e-5, rtol=0)

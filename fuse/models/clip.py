@@ -17,6 +17,7 @@ from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, context_length
 from fuse.models.loading import load_network, load_pretrained, loading, preparing
 from fuse.models.reuse_trial import ReuseTrial
+from fuse.models.siglip_tokenizer import fast_form
 from fuse.models.text_form import TextProof, use_eager_attention
 from fuse.models.token_pooling import TokenPooling
 from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs
@@ -47,9 +48,9 @@ class CLIP(EmbeddingModel):
     def __init__(self, network: Any, tokenizer: Any, image_processor: Any) -> None:
         layer = _token_layer(network)
         length = min(context_length(network.config, tokenizer), _num_positions(network))
-        super().__init__(network, tokenizer, layer, length)
+        super().__init__(network, fast_form(tokenizer), layer, length)
         self.image_processor = image_processor
-        proof = TextProof(network, self.vocabulary)
+        proof = TextProof(network, tokenizer, self.vocabulary)
         self._form = proof.form
         self._last: LastFeedForward | None = None
         self._pooling: TokenPooling | None = None

@@ -22,7 +22,9 @@ from fuse.text.vocabulary import Vocabulary
 MAX_ERROR, MAX_COARSE_ERROR = 1e-4, 0.1
 """How far a unit vector may be from the network's own; the latter in coarse types."""
 NUM_TEXT_TOKENS = (6, 1, 3)
-"""About how many tokens each text of a proof has."""
+"""About how many tokens of the vocabulary each text of a proof has."""
+SENTENCE = "It's a RED house, isn't it?"
+"""One more: tokenizers treat signs and capitals in their own ways."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,16 @@ class TextProof:
 
     Args:
         network: a dual encoder of transformers.
+        tokenizer: its own, fast or not.
         vocabulary: that of its text tower.
     """
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, network: Any, vocabulary: Vocabulary) -> None:
+    def __init__(self, network: Any, tokenizer: Any, vocabulary: Vocabulary) -> None:
         self._network, _ = network_view(network)
         use_eager_attention(self._network)
-        self._tokenizer = vocabulary.tokenizer
+        self._tokenizer = tokenizer
         self._device = next(self._network.parameters()).device
         self._max_error = MAX_COARSE_ERROR if _is_coarse(self._network.dtype) else MAX_ERROR
         self._texts = _texts(vocabulary)
@@ -168,13 +171,16 @@ def _is_coarse(dtype: torch.dtype) -> bool:
 
 
 def _texts(vocabulary: Vocabulary) -> list[str]:
-    """Make texts of tokens from all over a vocabulary."""
-    special = {*vocabulary.tokenizer.all_special_ids, *vocabulary.head, *vocabulary.tail}
-    size = min(len(vocabulary), len(vocabulary.tokenizer))
+    """Make texts of English and of tokens from all over a vocabulary, short enough for a tower."""
+    tokenizer = vocabulary.tokenizer
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = {*tokenizer.all_special_ids, *added, *vocabulary.head, *vocabulary.tail}
+    size = min(len(vocabulary), len(tokenizer))
     spread = range(0, size, max(1, size // 64))
     ids = [token for token in spread if token not in special]
-    texts, start = [], 0
+    texts, start = [SENTENCE], 0
     for count in NUM_TEXT_TOKENS:
-        texts.append(vocabulary.tokenizer.decode(ids[start : start + count]))
+        texts.append(tokenizer.decode(ids[start : start + count]))
         start += count
-    return texts
+    pairs = zip(texts, vocabulary.encode(texts), strict=True)
+    return [text for text, (row, _) in pairs if len(row) <= vocabulary.max_text_tokens]
