@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import signature
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +66,7 @@ class CLIP(EmbeddingModel):
 
     def _try_reuse(self) -> None:
         """Find out whether the text tower packs rows and goes on from a prefix cache."""
-        tower = getattr(self.network, "text_model", None)
+        tower: Any = getattr(self.network, "text_model", None)
         layers = getattr(getattr(tower, "encoder", None), "layers", ())
         attention = [layer.self_attn for layer in layers if hasattr(layer, "self_attn")]
         pooling = TokenPooling.of(tower, self.vocabulary) if attention else None
@@ -245,9 +245,9 @@ def _token_layer(network: Any) -> Any:
     return network.get_submodule(found[0])
 
 
-def _num_positions(network: Any) -> float:
+def _num_positions(network: Any) -> int:
     """Return how many tokens there are positions for; some begin behind their padding id."""
-    found = inf
+    found = sys.maxsize
     for name, module in network.named_modules():
         in_image_tower = name.partition(".")[0] in IMAGE_TOWERS
         if "position" in name and isinstance(module, torch.nn.Embedding) and not in_image_tower:

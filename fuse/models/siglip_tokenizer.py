@@ -18,7 +18,7 @@ def fast_form(tokenizer: Any) -> Any:
     if not isinstance(tokenizer, SiglipTokenizer):
         return tokenizer
     fast = SpmConverter(tokenizer).converted()
-    steps = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
+    steps: list[Any] = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
     steps.append(normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""))
     steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     fast.normalizer = normalizers.Sequence([*steps, fast.normalizer])
