@@ -173,6 +173,14 @@ class ImageGoal:
 
 
 @dataclass(frozen=True)
+class CaptionGoal:
+    """What is sought with a model that talks about a picture."""
+
+    image: Annotated[Pictures, Doc("the picture that the text is to describe")]
+    instruction: Annotated[Text, Doc("what it is asked about the picture")]
+
+
+@dataclass(frozen=True)
 class TextGoal:
     """What is sought with a sentence encoder."""
 
@@ -190,6 +198,7 @@ GOAL_OPTIONS: dict[str, type] = {
     "fluency or label": FluencyOrLabel,
     "fluency": Fluency,
     "image": ImageGoal,
+    "caption": CaptionGoal,
     "text": TextGoal,
     "class": ClassGoal,
 }

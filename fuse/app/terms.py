@@ -45,6 +45,13 @@ def _likeness_to_image(config: Config, key: str, load_model: Loader) -> tuple[Mo
     return model, CosineDistance(model.embed_images([image])[0])
 
 
+def _likely_caption(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
+    image = required_image(config, key)
+    model = load_model()
+    with naming(key):
+        return model.looking_at(image, config["instruction"]), NLL()
+
+
 def _likeness_to_text(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
     if not config["target"]:
         raise FuseError(
@@ -68,6 +75,7 @@ GOALS: dict[str, Callable[[Config, str, Loader], tuple[Model, Loss[Any]]]] = {
     "fluency or label": _fluency_or_label,
     "fluency": _fluency,
     "image": _likeness_to_image,
+    "caption": _likely_caption,
     "text": _likeness_to_text,
     "class": _class,
 }

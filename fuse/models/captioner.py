@@ -11,22 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fuse.errors import FuseError
-from fuse.models.chat import render
-from fuse.models.loading import load_network, load_pretrained, loading, preparing
+from fuse.models.image_prompt import ImagePrompt, ImagePrompts, load_processor
+from fuse.models.loading import load_network, loading, preparing
 from fuse.nn.network_view import network_view
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
-
-TASKS = {
-    "Florence2Processor": "<CAPTION>",
-    "FuyuProcessor": "Generate a coco-style caption.\n",
-    "Kosmos2Processor": "An image of",
-    "PaliGemmaProcessor": "<image>caption en",
-}
-"""What networks without a chat template were taught to caption at, by their processors."""
 
 
 class Captioner:
@@ -35,8 +27,7 @@ class Captioner:
     def __init__(self, network: Any, processor: Any) -> None:
         self.network, _ = network_view(network)
         self.processor = processor
-        self._chats: dict[str, str] = {}
-        """What the chat template makes of each question."""
+        self.prompts = ImagePrompts(processor)
 
     @classmethod
     def load(
@@ -52,13 +43,11 @@ class Captioner:
         Raises:
             FuseError: the model cannot be found or read, or does not turn pictures into text.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         kind = AutoModelForImageTextToText
         network = load_network(kind, model_id, device, dtype=dtype, **options)
-        processor = load_pretrained(AutoProcessor, model_id)
-        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-            processor = _ProcessorPair.load(model_id)
+        processor = load_processor(model_id)
         with loading(model_id):
             return cls(network, processor)
 
@@ -111,36 +100,24 @@ class Captioner:
             "max_new_tokens": max_new_tokens,
         }
         with preparing("text", "generation_config.json or chat template"):
-            if prompt is None and self.processor.chat_template:
-                rows = self._generate(self._chat_inputs(image, question), **options)
-            else:
-                prompts = self._prompts(question) if prompt is None else [prompt]
-                rows = self._generate_from_first(image, prompts, **options)
+            choices = self.prompts.choices(question, prompt)
+            rows = self._generate_from_first(image, choices, **options)
         decoded = self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
         texts = [" ".join(text.split()) for text in decoded]
         return list(dict.fromkeys(text for text in texts if text))
 
-    def _prompts(self, question: str) -> list[str | None]:
-        """Return what a network without a chat template may want to be told; None for nothing."""
-        task = TASKS.get(type(self.processor).__name__)
-        if task is not None:
-            return [task]
-        token = getattr(self.processor, "image_token", None)
-        with_picture = [] if token is None else [f"{token}\n{question}"]
-        return [None, *with_picture, question]
-
     def _generate_from_first(
-        self, image: Image, prompts: Sequence[str | None], **options: Any
+        self, image: Image, prompts: Sequence[ImagePrompt], **options: Any
     ) -> Int[Tensor, "b t"]:
         """Return new tokens after the first of some prompts that the network takes."""
         for prompt in prompts[:-1]:
             try:
-                return self._generate(self._inputs(image, prompt), **options)
+                return self._generate(self.prompts.inputs(image, prompt), **options)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # each network refuses in its own way
-                log.debug("%s: no caption after %r (%r)", type(self.network), prompt, error)
-        return self._generate(self._inputs(image, prompts[-1]), **options)
+                log.debug("%s: no caption after %s (%r)", type(self.network), prompt, error)
+        return self._generate(self.prompts.inputs(image, prompts[-1]), **options)
 
     def _generate(self, inputs: Any, **options: Any) -> Int[Tensor, "b t"]:
         """Return the tokens that the network says itself, of every beam."""
@@ -153,52 +130,6 @@ class Captioner:
             **options,
         )
         return rows[:, start.length :]
-
-    def _inputs(self, image: Image, prompt: str | None) -> Any:
-        """Return what the network reads: the image, and a prompt if there is one."""
-        text = {} if prompt is None else {"text": prompt}
-        return self.processor(images=image, return_tensors="pt", **text)
-
-    def _chat_inputs(self, image: Image, question: str) -> Any:
-        """Return what the network reads: image and question as a chat."""
-        words = {"type": "text", "text": question}
-        special = self.processor.tokenizer.special_tokens_map
-        messages = [{"role": "user", "content": [{"type": "image"}, words]}]
-        if question not in self._chats:
-            self._chats[question] = render(self.processor.chat_template, messages, special)
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image", "image": image}, words]}],
-            chat_template="{{ rendered }}",
-            rendered=self._chats[question],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-
-
-class _ProcessorPair:
-    """A tokenizer and an image processor of a network that has no processor for both."""
-
-    chat_template = None
-
-    def __init__(self, tokenizer: Any, image_processor: Any) -> None:
-        self.tokenizer, self.image_processor = tokenizer, image_processor
-
-    @classmethod
-    def load(cls, model_id: str) -> _ProcessorPair:
-        """Load both.
-
-        Raises:
-            FuseError: one is missing.
-        """
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        return cls(
-            load_pretrained(AutoTokenizer, model_id), load_pretrained(AutoImageProcessor, model_id)
-        )
-
-    def __call__(self, images: Image, return_tensors: str) -> Any:
-        return self.image_processor(images=images, return_tensors=return_tensors)
 
 
 class _PromptLength:
