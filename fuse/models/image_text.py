@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.models.causal_lm import CausalLM
+from fuse.models.decoder import States
 from fuse.models.image_prompt import ImagePrompts, load_processor
 from fuse.models.loading import load_network, loading, preparing
 from fuse.models.predictions import Predictions
@@ -44,10 +45,13 @@ class Picture:
     Args:
         ids: all their tokens; those of the picture are all the same.
         keys_values: of all these tokens but the last, for every layer.
+        shift: how much further a text's positions are than its tokens are counted: pictures may
+            have positions of their own.
     """
 
     ids: Ids
     keys_values: list[tuple[Tensor, Tensor]]
+    shift: int = 0
 
     def hits(self, inputs: Inputs) -> CacheHits:
         """Let every row of a batch go on from it."""
@@ -170,10 +174,14 @@ class ImageText(CausalLM):
         keys_values = []
         for layer in cache.layers:
             if layer.keys.shape[-2] != len(ids) + len(said) - 1:
-                raise ValueError("its cache does not hold every token")
+                raise FuseError(
+                    f"network={type(self._plain).__name__}: its cache does not hold every token "
+                    "that it reads; choose a network such as LLaVA or SmolVLM"
+                )
             count = len(ids) - 1
             keys_values.append((layer.keys[:, :, :count], layer.values[:, :, :count]))
-        return Picture(ids, keys_values), expected
+        shift = getattr(self._plain.base_model, "rope_deltas", None)
+        return Picture(ids, keys_values, 0 if shift is None else int(shift.flatten()[0])), expected
 
     def _check(self, ids: Ids, expected: Float[Tensor, " s"]) -> None:
         """Check that a text is as likely as the network itself finds it.
@@ -183,15 +191,20 @@ class ImageText(CausalLM):
         """
         rows = Template().surroundings(self.vocabulary).with_free_ids(ids)
         inputs = pad([rows], self.device)
-        found = self.label_log_probs(inputs, inputs.free)[inputs.free].to(expected)
+        hits = self._after_picture(inputs).hits
+        assert hits is not None
         coarse = torch.finfo(self.vocabulary.embedding.dtype).eps > 1e-5
         limit = MAX_COARSE_ERROR if coarse else MAX_ERROR
-        error = float(((found - expected).abs() / expected.abs().clamp_min(1)).max())
-        if not error <= limit:
-            raise FuseError(
-                f"network={type(self._plain).__name__}: it reads texts after a picture in another "
-                f"way than alone (log-probabilities differ by {error:.1e}); choose another"
-            )
+        for packed in (True, False):
+            given = replace(inputs, hits=replace(hits, packed=packed))
+            found = self.label_log_probs(given, inputs.free)[inputs.free].to(expected)
+            error = float(((found - expected).abs() / expected.abs().clamp_min(1)).max())
+            if not error <= limit:
+                raise FuseError(
+                    f"network={type(self._plain).__name__}: it reads texts after a picture in "
+                    f"another way than alone (log-probabilities differ by {error:.1e}); "
+                    "choose another"
+                )
 
     def predictions(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> list[Predictions]:
         """Predict the tokens at the positions that `read` marks, as `CausalLM` does.
@@ -205,6 +218,24 @@ class ImageText(CausalLM):
     def prefill(self, inputs: Inputs, positions: Sequence[int]) -> CachedPrefixes:
         """Read whole rows, which go on from the picture."""
         return super().prefill(self._after_picture(inputs), positions)
+
+    def _run(
+        self,
+        ids: Int[Tensor, "u t"],
+        embeddings: Float[Tensor, "u t d"] | None,
+        index: Int[Tensor, " c"],
+        options: dict[str, Any],
+    ) -> States:
+        """Run the network as `Decoder` does, with the positions of texts after the picture."""
+        shift = 0 if self.picture is None else self.picture.shift
+        if shift:
+            positions = options.get("position_ids")
+            if positions is None:
+                start = options[self._cache_name].get_seq_length()
+                positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+                positions = positions.expand(len(ids), -1)
+            options = {**options, "position_ids": positions + shift}
+        return super()._run(ids, embeddings, index, options)
 
     def _after_picture(self, inputs: Inputs) -> Inputs:
         """Return rows that go on from the picture, if there is one."""
