@@ -79,9 +79,7 @@ def kinds() -> dict[str, tuple[Any, Any]]:
     old = {**ENDS, "eos_token_id": 2, "vocab_size": 19}
     low = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}  # most words have higher ids
     siglip, bert = both("Siglip", {"projection_size": 32}), bert_tokenizer()
-    align = transformers.AlignConfig(
-        text_config=TEXT, vision_config=ALIGN_VISION, projection_dim=32
-    )
+    align = transformers.AlignConfig(text_config=TEXT, vision_config=ALIGN_VISION, projection_dim=8)
     roberta = {**TEXT, "pad_token_id": 15, "max_position_embeddings": 32}
     mixed = transformers.VisionTextDualEncoderConfig(
         text_config={**roberta, "model_type": "roberta"},
@@ -256,6 +254,14 @@ def test_what_is_no_dual_encoder_is_refused(name: str) -> None:
     with pytest.raises(FuseError, match=words) as raised:
         CLIP(random_network(config), tokenizer, None)
     assert "\n" not in str(raised.value)
+
+
+def test_vectors_of_pictures_that_are_no_match_are_one_line() -> None:
+    vision = ALIGN_VISION  # its vectors have 8 numbers
+    config = transformers.AlignConfig(text_config=TEXT, vision_config=vision, projection_dim=32)
+    model = CLIP(random_network(config), bert_tokenizer(), picture_processor("align"))
+    with pytest.raises(FuseError, match=r"shape \(8,\) and those of texts 32 numbers"):
+        model.embed_images([IMAGE])
 
 
 class Forgetful(transformers.CLIPModel):

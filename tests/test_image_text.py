@@ -138,11 +138,9 @@ def test_losses_are_the_networks_own(model: ImageText, options: dict[str, bool])
     assert abs(first[0] - second[0]) > 1e-3  # the picture matters
 
 
-@pytest.fixture
-def looking(model: ImageText, kind: str) -> ImageText:
-    if kind not in ("llava", "qwen 2 vl"):
-        pytest.skip("two kinds suffice")
-    return model.looking_at(IMAGE, INSTRUCTION)
+@pytest.fixture(scope="module", params=["llava", "qwen 2 vl"])
+def looking(request: pytest.FixtureRequest) -> ImageText:
+    return make(request.param).looking_at(IMAGE, INSTRUCTION)
 
 
 def test_gradients_equal_finite_differences(looking: ImageText) -> None:

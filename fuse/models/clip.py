@@ -51,7 +51,7 @@ class CLIP(EmbeddingModel):
         super().__init__(network, fast_form(tokenizer), layer, length)
         self.image_processor = image_processor
         proof = TextProof(network, tokenizer, self.vocabulary)
-        self._form = proof.form
+        self._form, self._num_numbers = proof.form, proof.num_numbers
         self._last: LastFeedForward | None = None
         self._pooling: TokenPooling | None = None
         if self._form.width is None:
@@ -215,7 +215,14 @@ class CLIP(EmbeddingModel):
             given = given.to(self.device, self.network.dtype)
             known = signature(read).parameters
             out = read(**{name: value for name, value in given.items() if name in known})
-            return normalize(out.pooler_output.float(), dim=-1)
+            vectors = out.pooler_output
+            if vectors.shape[1:] != (self._num_numbers,):
+                raise FuseError(
+                    f"network={type(self.network).__name__}: its vectors of pictures have the "
+                    f"shape {tuple(vectors.shape[1:])} and those of texts {self._num_numbers} "
+                    "numbers; choose another dual encoder"
+                )
+            return normalize(vectors.float(), dim=-1)
 
 
 def _token_layer(network: Any) -> Any:

@@ -91,6 +91,8 @@ class TextProof:
         self._texts = _texts(vocabulary)
         self.form = self._find_form(vocabulary.max_length)
         self._expected = torch.cat([self._own(text, self.form.width) for text in self._texts])
+        self.num_numbers = self._expected.shape[1]
+        """How many numbers a vector has."""
 
     def _find_form(self, max_length: int) -> TextForm:
         """Find out how the network's texts are padded: not at all, where that changes nothing."""
