@@ -93,5 +93,6 @@ MODELS = Registry({
     "sentence": "fuse.models.sentence:SentenceEncoder",
     "classifier": "fuse.models.classifier:Classifier",
     "masked_lm": "fuse.models.masked_lm:MaskedLM",
+    "image_text": "fuse.models.image_text:ImageText",
 })  # fmt: skip
 """Kinds of models, by their names in `kind` of an entry in `conf/primary` and `conf/secondary`."""

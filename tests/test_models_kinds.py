@@ -702,11 +702,9 @@ def test_a_chat_network_hears_the_question_and_does_not_repeat_it(tmp_path: Path
     ]
     assert heard[0] != heard[1]
     other = open_image(ROOT / "images/house.png")
-    assert (
-        captioner._inputs(other, "dog")["pixel_values"]
-        .ne(captioner._inputs(IMAGE, "dog")["pixel_values"])
-        .any()
-    )
+    (prompt,) = captioner.prompts.choices("dog")
+    pixels = [captioner.prompts.inputs(one, prompt)["pixel_values"] for one in (other, IMAGE)]
+    assert pixels[0].ne(pixels[1]).any()
 
 
 def test_captioners_run_in_half_types(tmp_path: Path) -> None:

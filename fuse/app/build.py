@@ -194,8 +194,11 @@ def _captions(config: Config, count: int, models: Models) -> list[str]:
     image = required_image(config, "captioner")
     captioner = load(Captioner, entry, "captioner", models)
     with naming("captioner"):
-        length, question = entry["max_new_tokens"], entry["question"]
-        return captioner.caption(image, count=count, max_new_tokens=length, question=question)
+        length, words = (
+            entry["max_new_tokens"],
+            {name: entry[name] for name in ("question", "prompt")},
+        )
+        return captioner.caption(image, count=count, max_new_tokens=length, **words)
 
 
 def _written(config: Config, models: Models) -> str:

@@ -94,6 +94,21 @@ class ImageGoal:
 
 
 @dataclass(frozen=True)
+class CaptionGoal:
+    """What is sought with a model that talks about a picture."""
+
+    image: Annotated[Pictures, Doc("the picture that the text is to describe")]
+    instruction: Annotated[Text, Doc("what it is asked about the picture")]
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        image = required_image(config, key)
+        model = load_model()
+        with naming(key):
+            return model.looking_at(image, config["instruction"]), LM_LOSSES["nll"]()
+
+
+@dataclass(frozen=True)
 class TextGoal:
     """What is sought with a sentence encoder."""
 
@@ -132,6 +147,7 @@ GOALS: dict[str, type[Goal]] = {
     "fluency or label": FluencyOrLabel,
     "fluency": Fluency,
     "image": ImageGoal,
+    "caption": CaptionGoal,
     "text": TextGoal,
     "class": ClassGoal,
 }

@@ -81,8 +81,14 @@ class RunOptions:
 class CaptionerOptions:
     """Who writes for method=caption and init=caption."""
 
-    model_id: Annotated[ModelId, Doc("BLIP, BLIP-2, any image-text-to-text model")]
+    model_id: Annotated[
+        ModelId, Doc("BLIP, Florence-2, ViT-GPT2, LLaVA, any image-text-to-text model")
+    ]
     question: Annotated[Text, Doc("for models that are talked to")]
+    prompt: Annotated[
+        Text | None,
+        Doc("the whole text that it goes on from; null: the question, or what its family is told"),
+    ]
     max_new_tokens: Annotated[Count, Doc("tokens of a caption, at most")]
     device: Annotated[Device, DEVICE]
     dtype: Annotated[DType, DTYPE]
