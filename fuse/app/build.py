@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from fuse.app.terms import Models, load, required_image, term_of, with_pictures
 from fuse.app.values import make, naming
 from fuse.guide import Guide
 from fuse.models import Captioner
+from fuse.models.quantization import stored_as
 from fuse.objective import PRIMARY, Objective
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
 from fuse.search.checks import check_combination, check_objective
@@ -202,6 +204,17 @@ def _written(config: Config, models: Models) -> str:
     if config["init"] == "caption":
         return _captions(config, 1, models)[0]
     return "" if config["init"] in (None, "random") else config["init"]
+
+
+def weights_of(config: Config, objective: Objective) -> dict[str, dict[str, Any]]:
+    """Return which weights each term has, and how they are held, for the report of a run."""
+    found = {}
+    for name, term in objective.terms.items():
+        entry = config[PRIMARY] if name == PRIMARY else config["secondary"][name]
+        held = {key: entry[key] for key in ("model_id", "revision", "dtype", "quantization")}
+        held["quantization"] = stored_as(entry["model_id"], term.model.network) or "none"
+        found[name] = held
+    return found
 
 
 def _slug(model_id: str) -> str:

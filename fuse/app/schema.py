@@ -57,6 +57,10 @@ Interval = Annotated[
     Words("a number of steps such as 10, seconds such as 30s, or null"),
 ]
 
+Revision = Annotated[
+    str, MinLen(1), Verbatim(or_null=True), Words("a branch, a tag or a commit of the hub")
+]  # fmt: skip
+
 DEVICE = Doc("where it runs")
 DTYPE = Doc(
     "float32, float16, bfloat16; mixed_float16, mixed_bfloat16: "
@@ -95,22 +99,43 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class CaptionerOptions:
+class LoadOptions:
+    """Which version of a model is loaded, and how its weights are held."""
+
+    revision: Annotated[Revision | None, Doc("of a hub id; null: the newest")]
+    device: Annotated[Device, DEVICE]
+    dtype: Annotated[DType, DTYPE]
+    device_map: Annotated[
+        Literal["auto", "balanced", "sequential"] | None,
+        Doc("how accelerate spreads the layers over all devices; null: all on one"),
+    ]
+    attn_implementation: Annotated[
+        Literal["eager", "sdpa", "flash_attention_2"] | None,
+        Doc("how the network attends; null: as transformers chooses"),
+    ]
+    quantization: Annotated[
+        Literal["none", "int8", "nf4", "torchao_int8"],
+        Doc("int8, nf4: weights of 8 or 4 bits by bitsandbytes; torchao_int8: by torchao"),
+    ]
+
+
+@dataclass(frozen=True)
+class CaptionerOptions(LoadOptions):
     """Who writes for method=caption and init=caption."""
 
     model_id: Annotated[ModelId, Doc("BLIP, BLIP-2, any image-text-to-text model")]
     question: Annotated[Text, Doc("for models that are talked to")]
     max_new_tokens: Annotated[Count, Doc("tokens of a caption, at most")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(LoadOptions):
     """What the entry of every model holds, in `primary` and in `secondary`."""
 
     kind: Annotated[Annotated[str, OneOf(tuple(MODELS))], Doc("what kind of model it is")]
-    model_id: Annotated[ModelId, Doc("a hub id or a local folder")]
+    model_id: Annotated[
+        ModelId, Doc("a hub id or a local folder, of an adapter of PEFT, too; or a FILE.gguf there")
+    ]
     weight: Annotated[Number, Doc("of its loss in the sum")]
     prefix: Annotated[Text, Doc("fixed text before the prompt")]
     suffix: Annotated[Text, Doc("fixed text after it")]
@@ -128,8 +153,6 @@ class ModelOptions:
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
     prefix_cache: Annotated[bool, Doc("false: every row is read whole; changes no result")]
     packing: Annotated[bool, Doc("false: the rows of a batch are padded; changes no result")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
     corpus: Annotated[Path | None, Doc("what adapters are fitted on")] = None
 
 
@@ -220,7 +243,7 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class DraftOptions:
+class DraftOptions(LoadOptions):
     """Who guesses: what differs from the primary's entry; it may have other tokens."""
 
     model_id: Annotated[
@@ -231,8 +254,6 @@ class DraftOptions:
         ),
     ]
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
 
 
 def options_of_kind(kind: str) -> dict[str, Option]:

@@ -147,16 +147,19 @@ class Session:
 
     def _job(self, config: Config, folder: RunFolder) -> Job:
         """Build the search of one picture."""
-        from fuse.app.build import build
+        from fuse.app.build import build, weights_of
+        from fuse.app.reach import reaching
         from fuse.app.run import Job
 
         began = time.perf_counter()
-        search = build(config, console.fitting, self._models)
+        with reaching(config):
+            search = build(config, console.fitting, self._models)
         facts = {
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],
             "image": config["image"],
             "method": config["method"]["name"],
+            "models": weights_of(config, search.objective),
             "limits": limits_of(config),
         }
         return Job(search, folder, facts)

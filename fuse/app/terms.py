@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MIXED = "mixed_"
 """Begins a dtype in which candidates are scored, the best few of them again in float32."""
+HELD = ("revision", "device_map", "attn_implementation", "quantization")
+"""Options of `LoadOptions` that the loading function is given where they are set."""
 Models = dict[tuple[Any, ...], "Model | Captioner"]
 """What was loaded, by its kind, its name, its device and its dtype."""
 M = TypeVar("M", bound="Model | Captioner")
@@ -80,7 +82,7 @@ def term_of(config: Config, key: str, models: Models) -> Term:
     goal = GOALS[kind.goal]
     model, loss = goal(config, key, lambda: load(kind, config, key, models))
     if config["dtype"].startswith(MIXED):
-        finer = {**config, "dtype": "float32"}
+        finer = {**config, "dtype": "float32", "quantization": "none"}
         precise, loss = goal(finer, key, lambda: load(kind, finer, key, models))
     with naming(key):
         return Term(
@@ -103,7 +105,10 @@ def load(kind: type[M], config: Config, key: str, models: Models) -> M:
     where = device_and_dtype(config, key)
     own = getattr(kind, "load_options", None)
     options = {name: config[name] for name in options_of(own)} if own else {}
-    known = (kind, config["model_id"], *where.values(), *options.values())
+    for name in HELD:
+        if config[name] not in (None, "none"):
+            options[name] = config[name]
+    known = (kind, config["model_id"], *where.values(), *options.items())
     if known not in models:
         with naming(key):
             models[known] = kind.load(config["model_id"], **where, **options)

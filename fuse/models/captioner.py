@@ -43,7 +43,7 @@ class Captioner:
 
         kind = AutoModelForImageTextToText
         network = load_network(kind, model_id, device, dtype=dtype, **options)
-        processor = load_pretrained(AutoProcessor, model_id)
+        processor = load_pretrained(AutoProcessor, model_id, **options)
         if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
             raise FuseError(
                 f"model_id={model_id}: it lacks the files of its tokenizer or image processor; "

@@ -89,7 +89,7 @@ class CausalLM(Decoder):
     ) -> CausalLM:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         network = load_network(AutoModelForCausalLM, model_id, device, dtype=dtype, **options)
         with loading(model_id):
             return cls(network, tokenizer)

@@ -68,8 +68,8 @@ class CLIP(EmbeddingModel):
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         network = load_network(CLIPModel, model_id, device, dtype=dtype, **options)
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
-        image_processor = load_pretrained(AutoImageProcessor, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
+        image_processor = load_pretrained(AutoImageProcessor, model_id, **options)
         with loading(model_id):
             return cls(network, tokenizer, image_processor)
 

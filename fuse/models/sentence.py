@@ -59,7 +59,7 @@ class SentenceEncoder(EmbeddingModel):
         from transformers import AutoModel, AutoTokenizer
 
         network = load_network(AutoModel, model_id, device, dtype=dtype, **options)
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         with loading(model_id):
             return cls(network, tokenizer, _pooling_of(model_id))
 
