@@ -28,6 +28,7 @@ from fuse.options import (
     options_of,
 )
 from fuse.registry import LM_LOSSES, MODELS
+from fuse.text.messages import Message
 
 Config = Mapping[str, Any]
 
@@ -61,6 +62,9 @@ Revision = Annotated[
     str, MinLen(1), Verbatim(or_null=True), Words("a branch, a tag or a commit of the hub")
 ]  # fmt: skip
 
+Messages = Annotated[
+    list[Message], MinLen(1), Words("messages such as [{role:user,content:'{prompt}'}]")
+]  # fmt: skip
 DEVICE = Doc("where it runs")
 DTYPE = Doc(
     "float32, float16, bfloat16; mixed_float16, mixed_bfloat16: "
@@ -149,6 +153,16 @@ class ModelOptions(LoadOptions):
     join: Annotated[
         Literal["space", "none"],
         Doc("space: single spaces around the prompt where words would touch; none: nothing"),
+    ]
+    template: Annotated[
+        Literal["plain", "chat"],
+        Doc(
+            "plain: prefix, prompt, suffix; chat: `messages`, as the model's chat template has "
+            "them; a label is the assistant's turn"
+        ),
+    ]
+    messages: Annotated[
+        Messages, Doc("of template=chat: roles and contents, one of which holds {prompt}")
     ]
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
     prefix_cache: Annotated[bool, Doc("false: every row is read whole; changes no result")]

@@ -13,10 +13,11 @@ from fuse.app.values import naming
 from fuse.errors import FuseError
 from fuse.images import ReadingOptions, open_image
 from fuse.losses import NLL, ClassNLL, CosineDistance, Loss
-from fuse.models import Captioner, Model
+from fuse.models import Captioner, Model, chat
 from fuse.options import options_of
 from fuse.registry import LM_LOSSES, MODELS
 from fuse.term import Term
+from fuse.text.template import NONE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,15 +90,20 @@ def term_of(config: Config, key: str, models: Models) -> Term:
             model,
             loss,
             weight=config["weight"],
-            prefix=config["prefix"],
-            suffix=config["suffix"],
-            start=config["start"],
-            join=config["join"],
+            **text_around(config, model),
             batch_size=config["batch_size"],
             precise=precise,
             prefix_cache=config["prefix_cache"],
             packing=config["packing"],
         )
+
+
+def text_around(config: Config, model: Model) -> dict[str, str]:
+    """Return the options of a `Template`: those of an entry, or what its messages make of them."""
+    if config["template"] == "plain":
+        return {name: config[name] for name in ("prefix", "suffix", "start", "join")}
+    prefix, suffix = chat.text_around(model.vocabulary.tokenizer, config["messages"])
+    return {"prefix": prefix, "suffix": suffix, "start": NONE, "join": NONE}
 
 
 def load(kind: type[M], config: Config, key: str, models: Models) -> M:
