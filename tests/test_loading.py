@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import REALBED, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fuse
 from fuse import hub
-from fuse.models import gguf_files
+from fuse.models import chat, gguf_files
+from fuse.text.template import Template
 
 LM = ROOT / "fuse/demo/lm"
 TEXT = "A red house stands alone in the snow."
@@ -318,3 +319,21 @@ def test_a_quantised_model_says_so(name: str, llama: Any, tmp_path: Path) -> Non
     assert 0 < (logits(model.network, ids).float() - exact).abs().mean() < exact.abs().mean()
     if name == "torchao_int8":
         assert "changes nothing of this network" in refused(LM, quantization=name)
+
+
+@pytest.mark.full
+def test_smollm2_is_read_from_its_gguf_file() -> None:
+    path = REALBED / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    model = fuse.CausalLM.load(str(path))
+    tokenizer = model.vocabulary.tokenizer
+    prefix, suffix = chat.text_around(tokenizer, [{"role": "user", "content": "{prompt}"}])
+    template = Template(prefix, suffix, "Paris", start="none", join="none")
+    question = "What is the capital of France?"
+    (encoded,) = template.encode(model.vocabulary, [question])
+    messages = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert list(encoded.ids) == ids + tokenizer("Paris").input_ids
+    said = model.network.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(said[0, len(ids) :])
