@@ -114,13 +114,13 @@ def _adapter(
     kind = ADAPTERS[kind_name]
     folder = Path(settings.pop("cache_dir")).expanduser()
     corpus, shared = settings.pop("corpus", None), settings.pop("shared", None)
-    primary, secondary = (_slug(model_id) for model_id in model_ids)
+    primary, secondary = (slug(model_id) for model_id in model_ids)
     adapter = load_or_fit(
         kind,
         objective.vocabulary,
         term.model,
         folder=folder,
-        name=f"{primary}--{secondary}--{kind_name}",
+        name=adapter_name(config, name),
         corpus=corpus,
         settings=settings,
         progress=progress,
@@ -217,6 +217,13 @@ def weights_of(config: Config, objective: Objective) -> dict[str, dict[str, Any]
     return found
 
 
-def _slug(model_id: str) -> str:
+def adapter_name(config: Config, secondary: str) -> str:
+    """Return how the name of the file of a secondary's adapter begins."""
+    entries = config[PRIMARY], config["secondary"][secondary]
+    models = "--".join(slug(entry["model_id"]) for entry in entries)
+    return f"{models}--{config['adapter']['name']}"
+
+
+def slug(model_id: str) -> str:
     """Return the last two parts of a hub id or path, as part of a file's name."""
     return "-".join(Path(model_id).parts[-2:])

@@ -167,7 +167,7 @@ def mistakes_in_template(values: Mapping[str, Any], key: str) -> list[str]:
     from fuse.text.template import AUTO, SPACE
 
     lines = []
-    messages = values.get("messages")
+    messages: Any = values.get("messages")
     if values.get("template") != "chat" or not options_of(ModelOptions)["messages"].accepts(
         messages
     ):

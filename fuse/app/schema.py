@@ -98,6 +98,9 @@ class RunOptions:
     checkpoint_every: Annotated[
         Interval, Doc("steps, or seconds such as 30s; null: no checkpoints")
     ]
+    dry_run: Annotated[
+        bool, Doc("show what a run would load, need and do; nothing is loaded or fetched")
+    ]
     device: Annotated[Device, DEVICE]
     dtype: Annotated[DType, DTYPE]
 

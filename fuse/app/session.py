@@ -91,6 +91,11 @@ class Session:
 
         every = CheckpointEvery.parse(config["checkpoint_every"])
         groups = _groups(config, config["batch_images"])
+        if config["dry_run"]:
+            from fuse.app.plan import plan_of
+
+            self._show(console.show_plan, plan_of(config, sum(map(len, groups))))
+            return
         check_same_run(folder, config)
         self._lock = lock(folder)
         for configs in groups:

@@ -98,7 +98,7 @@ def term_of(config: Config, key: str, models: Models) -> Term:
         )
 
 
-def text_around(config: Config, model: Model) -> dict[str, str]:
+def text_around(config: Config, model: Model) -> dict[str, Any]:
     """Return the options of a `Template`: those of an entry, or what its messages make of them."""
     if config["template"] == "plain":
         return {name: config[name] for name in ("prefix", "suffix", "start", "join")}
