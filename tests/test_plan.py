@@ -45,8 +45,8 @@ def test_a_plan_tells_what_is_missing_and_what_is_cached(tmp_path: Path) -> None
     where = {model.key.rpartition(".")[2]: model.where for model in plan.models}
     assert where == {
         "primary": "local cache",
-        "clip": "missing, and no network",
-        "open_clip": "missing, and no network",
+        "clip": "missing",
+        "open_clip": "missing",
         "demo_open_clip": "folder",
     }
     assert plan.models[0].memory_bytes == plan.models[0].num_weights
@@ -61,7 +61,8 @@ def test_a_dry_run_is_a_table_and_loads_nothing(
     folder = f"hydra.run.dir={tmp_path}/run"
     done = command_line.find_prompt("dry_run=true", folder, "secondary=[clip]", "method=gcg")
     assert done.returncode == 0, done.stderr
-    assert "missing, and no network" in done.stdout and "gcg: " in done.stdout
+    assert "gcg: 128 candidates a step" in done.stdout
+    assert 'run "hf download openai/clip-vit-base-patch32"' in done.stdout
     assert not (tmp_path / "run" / "result.json").exists()
     monkeypatch.setattr(torch.nn.Module, "__init__", None)  # nothing is made
     plan_of(compose([]))

@@ -176,12 +176,12 @@ def show_plan(plan: Plan) -> None:
     """Show what a run would load, need and do."""
     table = Table(box=None, pad_edge=False)
     for title in ("model", "of", "is", "weights", "memory", "to fetch"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title != "of")
     for model in plan.models:
         numbers = _amount(model.num_weights, ""), _amount(model.memory_bytes, "B")
         cells = (model.key, model.model_id, model.where, *numbers)
         table.add_row(*(Text(clipped(cell)) for cell in cells), _amount(model.fetched_bytes, "B"))
-    output.print(table, width=None if output.is_terminal else MAX_LINE, crop=False)
+    output.print(table)
     memory = [model.memory_bytes for model in plan.models if model.memory_bytes is not None]
     more = " and more" * (len(memory) < len(plan.models))
     lines = [f"memory: {_amount(sum(memory), 'B')} of weights{more}"]
@@ -190,7 +190,7 @@ def show_plan(plan: Plan) -> None:
         f"{plan.method}: {plan.search_width or 'all'} candidates a step, {plan.steps} steps at "
         f"most, {plan.num_pictures} search(es)"
     )
-    for line in lines:
+    for line in [*lines, *plan.missing]:
         output.print(Text(clipped(line)), soft_wrap=True)
 
 

@@ -24,7 +24,6 @@ from fuse.registry import METHODS
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 BYTES |= {f"mixed_{name}": BYTES[name] + BYTES["float32"] for name in ("float16", "bfloat16")}
 """Of one weight, by `dtype`; with a mixed one there is a copy in float32."""
-MISSING = "missing, and no network"
 QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5, "torchao_int8": 1.0}
 
 
@@ -62,6 +61,8 @@ class Plan:
     steps: int
     search_width: int | None
     num_pictures: int
+    missing: list[str]
+    """A line for each model that is not here and cannot be fetched."""
 
 
 def plan_of(config: Config, num_pictures: int = 1) -> Plan:
@@ -72,16 +73,18 @@ def plan_of(config: Config, num_pictures: int = 1) -> Plan:
     """
     models = wanted(config)
     check_revisions(models)
-    reachable = any(not model.is_here for model in models) and not hub.why_unreachable()
+    absent = [model for model in models if not model.is_here]
+    reason = hub.why_unreachable() if absent else ""
     adapters = {name: _adapter_state(config, name) for name in config["secondary"]}
     options = {**_defaults(METHODS[config["method"]["name"]]), **_given(config["method"])}
     return Plan(
-        [_model_plan(model, reachable) for model in models],
+        [_model_plan(model, reachable=not reason) for model in models],
         adapters,
         config["method"]["name"],
         options["steps"] if config["steps"] is None else config["steps"],
         options.get("search_width"),
         num_pictures,
+        [model.not_here(reason) for model in absent if reason],
     )
 
 
@@ -90,7 +93,7 @@ def _model_plan(model: Wanted, reachable: bool) -> ModelPlan:
     entry = model.entry
     if not model.is_here:
         size = _size_at_hub(model) if reachable else None
-        where = "to be fetched" if reachable else MISSING
+        where = "to be fetched" if reachable else "missing"
         return ModelPlan(model.key, entry["model_id"], where, None, None, size)
     with hub.working_offline():
         stored = _stored(model)
