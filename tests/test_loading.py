@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import REALBED, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fuse
 from fuse import hub
+from fuse.app import terms
+from fuse.app.build import build, weights_of
+from fuse.app.config import compose
 from fuse.models import chat, gguf_files
 from fuse.text.template import Template
 
@@ -148,6 +152,23 @@ def test_a_header_tells_what_a_gguf_file_holds(small_gguf: tuple[Path, Any]) -> 
     header = gguf_files.read_header(path)
     assert header.metadata["llama.block_count"] == 2
     assert header.stored.num_numbers == sum(w.numel() for w in network.state_dict().values())
+
+
+def test_no_kernel_is_fetched_for_a_gguf_file(
+    small_gguf: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers is told to unpack the weights; else it may fetch compiled code."""
+    asked: dict[str, Any] = {}
+
+    def noted(source: str, **options: Any) -> Any:
+        asked.update(options)
+        raise ValueError("noted")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noted)
+    assert "noted" in refused(small_gguf[0])
+    if hasattr(transformers, "GgufConfig"):
+        assert asked["quantization_config"].dequantize
+    assert "quantised already" in refused(small_gguf[0], quantization="int8")
 
 
 # ---- adapters of PEFT ----
@@ -319,6 +340,32 @@ def test_a_quantised_model_says_so(name: str, llama: Any, tmp_path: Path) -> Non
     assert 0 < (logits(model.network, ids).float() - exact).abs().mean() < exact.abs().mean()
     if name == "torchao_int8":
         assert "changes nothing of this network" in refused(LM, quantization=name)
+
+
+def test_a_report_says_how_weights_were_held() -> None:
+    config = compose(["secondary=[]", "image=null", "primary.dtype=bfloat16"])
+    held = weights_of(config, build(config).objective)["primary"]
+    assert held == {
+        "model_id": config["primary"]["model_id"],
+        "revision": None,
+        "dtype": "bfloat16",
+        "quantization": "none",
+    }
+
+
+def test_the_best_are_scored_again_in_full_precision(
+    lm: fuse.CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noted(kind: Any, config: Any, key: str, models: Any) -> fuse.CausalLM:
+        asked.append((config["dtype"], config["quantization"]))
+        return lm
+
+    monkeypatch.setattr(terms, "load", noted)
+    entry = compose(["primary.dtype=mixed_bfloat16", "primary.quantization=int8"])["primary"]
+    terms.term_of(entry, "primary", {})
+    assert asked == [("mixed_bfloat16", "int8"), ("float32", "none")]
 
 
 @pytest.mark.full

@@ -6,7 +6,10 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,6 +73,32 @@ def read_header(path: Path) -> Header:
                 f"model_id={path}: its header cannot be read ({error}); "
                 "fetch the file anew or choose another model"
             ) from error
+
+
+def as_dense() -> dict[str, Any]:
+    """Return the options with which transformers unpacks a file's weights.
+
+    Its newer versions would fetch a kernel from the hub, compiled code, to compute with packed
+    ones.
+    """
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Let transformers read a file once within a context, and not anew for each of its needs."""
+    import gguf
+
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = (cache(function) for function in before)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = before
 
 
 class _Odd(ValueError):

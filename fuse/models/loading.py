@@ -91,7 +91,8 @@ def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
             base = lora.base_of(source, adapter, where)
             return load_pretrained(auto_class, adapter["base_model_name_or_path"], **base)
         _check_files(auto_class.__name__, source, where)
-        return auto_class.from_pretrained(source, trust_remote_code=False, **where)
+        with _reading_gguf(where):
+            return auto_class.from_pretrained(source, trust_remote_code=False, **where)
 
 
 def _check_files(class_name: str, source: str, where: dict[str, Any]) -> None:
@@ -134,9 +135,11 @@ def load_network(auto_class: Any, model_id: str, device: str | torch.device, **o
             network = load_network(auto_class, name, device, **base)
             return lora.merged(network, source, adapter, **where)
         _check_needs(model_id, options)
+        if "gguf_file" in where:
+            options |= gguf_files.as_dense()
         quantization = options.get("quantization")
-        options |= quantization_config(model_id, device, options)
-        with _limits(source, where, options):
+        options |= quantization_config(where.get("gguf_file", model_id), device, options)
+        with _reading_gguf(where), _limits(source, where, options):
             network, info = auto_class.from_pretrained(
                 source, trust_remote_code=False, output_loading_info=True, **{**options, **where}
             )
@@ -223,6 +226,11 @@ def _gguf_header(source: str, where: dict[str, Any]) -> gguf_files.Header:
     header = gguf_files.read_header(path)
     check_config(source, name, header.metadata)
     return header
+
+
+def _reading_gguf(where: dict[str, Any]) -> Any:
+    """Return the context in which a GGUF file is read, if it is one."""
+    return gguf_files.read_once() if "gguf_file" in where else nullcontext()
 
 
 def _reaching(source: str, where: dict[str, Any]) -> Any:
