@@ -92,9 +92,22 @@ def as_dense() -> dict[str, Any]:
 def read_once() -> Iterator[None]:
     """Let transformers read a file once within a context, and not anew for each of its needs."""
     import gguf
+    import numpy
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        """Reads from a plain array, of which a part takes less time than of a mapped file."""
+
+        @property
+        def data(self) -> Any:
+            """The bytes of the file."""
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = mapped.view(numpy.ndarray)
 
     before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = (cache(function) for function in before)
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(Reader), cache(gguf.get_tensor_name_map)
     try:
         yield
     finally:
