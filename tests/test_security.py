@@ -51,7 +51,7 @@ FIRES: list[tuple[str, Callable[[Path, Path], None], str]] = [
     ("lm", canaries.pickled_weights, "pickled weights"),
     ("lm", canaries.pickled_shard, "expected a safetensors file beside"),
     ("lm", canaries.link_to_a_pickle, "could not load it"),
-    ("lm", canaries.adapter_of_peft, "PEFT"),
+    ("lm", canaries.adapter_of_peft, "expected LORA"),
     ("clip", canaries.config_from_elsewhere, NEVER_RUN),
     ("clip", canaries.own_processors, NEVER_RUN),
     ("mood", canaries.own_config, NEVER_RUN),

@@ -16,9 +16,10 @@ from fuse.app.schema import (
     options_of_kind,
     run_options,
 )
-from fuse.errors import one_of
+from fuse.errors import FuseError, one_of
 from fuse.options import Option, mistakes_in, options_of, shown
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
+from fuse.text.messages import check_messages
 
 
 def mistakes(config: Config) -> list[str]:
@@ -142,6 +143,7 @@ class Check:
             self.lines.append(options["kind"].mistake(values["kind"], f"{key}.kind"))
         else:
             self._section(values, options | options_of_kind(values["kind"]), key)
+            self.lines += mistakes_in_template(values, key)
 
     def _secondaries(self, values: Any, key: str) -> None:
         if not isinstance(values, Mapping):
@@ -157,6 +159,29 @@ class Check:
 
     def _captioner(self, values: Any, key: str) -> None:
         self._section(values, options_of(CaptionerOptions), key)
+
+
+def mistakes_in_template(values: Mapping[str, Any], key: str) -> list[str]:
+    """Return one line for each option of an entry that does not go with template=chat."""
+    from fuse.text.template import AUTO, SPACE
+
+    lines = []
+    messages: Any = values.get("messages")
+    if values.get("template") != "chat" or not options_of(ModelOptions)["messages"].accepts(
+        messages
+    ):
+        return []
+    for name, default in (("prefix", ""), ("suffix", ""), ("start", AUTO), ("join", SPACE)):
+        if values.get(name) != default:
+            lines.append(
+                f"{key}.{name}={shown(values.get(name))}: with template=chat the messages say what "
+                f"stands around the prompt; give {key}.{name}={shown(default)}"
+            )
+    try:
+        check_messages(messages)
+    except FuseError as error:
+        lines.append(f"{key}.{error}")
+    return lines
 
 
 def keys_of(config: Any, key: str = "") -> Iterable[str]:

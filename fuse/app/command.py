@@ -90,7 +90,7 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
             "leave them out"
         )
     limits = {name: config[name] for name in LIMITS if name in given}
-    return {**saved, **limits, "resume": None}
+    return {**saved, **limits, "resume": None, "dry_run": config["dry_run"]}
 
 
 def is_part(key: str, name: str) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LIMITS = ("steps", "time_limit", "max_evaluations", "stop_loss", "stop_at_label")
 """What ends a run: a resume may change it."""
-NOT_COMPARED = (*LIMITS, "resume")
+NOT_COMPARED = (*LIMITS, "resume", "dry_run")
 CONFIG, RESULT, TRACE, CHECKPOINT = (
     "config.json",
     "result.json",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 from pydantic import StringConstraints
 from typing_extensions import Doc
 
@@ -29,6 +29,7 @@ from fuse.options import (
     options_of,
 )
 from fuse.registry import MODELS
+from fuse.text.messages import Message
 
 Device = Annotated[
     str, StringConstraints(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,3})?)$"),
@@ -40,6 +41,13 @@ Interval = Annotated[
     Words("a number of steps such as 10, seconds such as 30s, or null"),
 ]
 
+Revision = Annotated[
+    str, MinLen(1), Verbatim(or_null=True), Words("a branch, a tag or a commit of the hub")
+]  # fmt: skip
+
+Messages = Annotated[
+    list[Message], MinLen(1), Words("messages such as [{role:user,content:'{prompt}'}]")
+]  # fmt: skip
 DEVICE = Doc("where it runs")
 DTYPE = Doc(
     "float32, float16, bfloat16; mixed_float16, mixed_bfloat16: "
@@ -73,12 +81,36 @@ class RunOptions:
     checkpoint_every: Annotated[
         Interval, Doc("steps, or seconds such as 30s; null: no checkpoints")
     ]
+    dry_run: Annotated[
+        bool, Doc("show what a run would load, need and do; nothing is loaded or fetched")
+    ]
     device: Annotated[Device, DEVICE]
     dtype: Annotated[DType, DTYPE]
 
 
 @dataclass(frozen=True)
-class CaptionerOptions:
+class LoadOptions:
+    """Which version of a model is loaded, and how its weights are held."""
+
+    revision: Annotated[Revision | None, Doc("of a hub id; null: the newest")]
+    device: Annotated[Device, DEVICE]
+    dtype: Annotated[DType, DTYPE]
+    device_map: Annotated[
+        Literal["auto", "balanced", "sequential"] | None,
+        Doc("how accelerate spreads the layers over all devices; null: all on one"),
+    ]
+    attn_implementation: Annotated[
+        Literal["eager", "sdpa", "flash_attention_2"] | None,
+        Doc("how the network attends; null: as transformers chooses"),
+    ]
+    quantization: Annotated[
+        Literal["none", "int8", "nf4", "torchao_int8"],
+        Doc("int8, nf4: weights of 8 or 4 bits by bitsandbytes; torchao_int8: by torchao"),
+    ]
+
+
+@dataclass(frozen=True)
+class CaptionerOptions(LoadOptions):
     """Who writes for method=caption and init=caption."""
 
     model_id: Annotated[
@@ -90,16 +122,16 @@ class CaptionerOptions:
         Doc("the whole text that it goes on from; null: the question, or what its family is told"),
     ]
     max_new_tokens: Annotated[Count, Doc("tokens of a caption, at most")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(LoadOptions):
     """What the entry of every model holds, in `primary` and in `secondary`."""
 
     kind: Annotated[Annotated[str, OneOf(tuple(MODELS))], Doc("what kind of model it is")]
-    model_id: Annotated[ModelId, Doc("a hub id or a local folder")]
+    model_id: Annotated[
+        ModelId, Doc("a hub id or a local folder, of an adapter of PEFT, too; or a FILE.gguf there")
+    ]
     weight: Annotated[Number, Doc("of its loss in the sum")]
     prefix: Annotated[Text, Doc("fixed text before the prompt")]
     suffix: Annotated[Text, Doc("fixed text after it")]
@@ -114,11 +146,19 @@ class ModelOptions:
         Literal["space", "none"],
         Doc("space: single spaces around the prompt where words would touch; none: nothing"),
     ]
+    template: Annotated[
+        Literal["plain", "chat"],
+        Doc(
+            "plain: prefix, prompt, suffix; chat: `messages`, as the model's chat template has "
+            "them; a label is the assistant's turn"
+        ),
+    ]
+    messages: Annotated[
+        Messages, Doc("of template=chat: roles and contents, one of which holds {prompt}")
+    ]
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
     prefix_cache: Annotated[bool, Doc("false: every row is read whole; changes no result")]
     packing: Annotated[bool, Doc("false: the rows of a batch are padded; changes no result")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
     corpus: Annotated[Path | None, Doc("what adapters are fitted on")] = None
 
 
@@ -152,7 +192,7 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class DraftOptions:
+class DraftOptions(LoadOptions):
     """Who guesses: what differs from the primary's entry; it may have other tokens."""
 
     model_id: Annotated[
@@ -163,8 +203,6 @@ class DraftOptions:
         ),
     ]
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
 
 
 def options_of_kind(kind: str) -> dict[str, Option]:

@@ -92,6 +92,11 @@ class Session:
 
         every = CheckpointEvery.parse(config["checkpoint_every"])
         groups = _groups(config, config["batch_images"])
+        if config["dry_run"]:
+            from fuse.app.plan import plan_of
+
+            self._show(console.show_plan, plan_of(config, sum(map(len, groups))))
+            return
         check_same_run(folder, config)
         self._lock = lock(folder)
         for configs in groups:
@@ -148,16 +153,19 @@ class Session:
 
     def _job(self, config: Config, folder: RunFolder) -> Job:
         """Build the search of one picture."""
-        from fuse.app.build import build
+        from fuse.app.build import build, weights_of
+        from fuse.app.reach import reaching
         from fuse.app.run import Job
 
         began = time.perf_counter()
-        search = build(config, console.fitting, self._models)
+        with reaching(config):
+            search = build(config, console.fitting, self._models)
         facts = {
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],
             "image": anchored(config["image"], "image"),
             "method": config["method"]["name"],
+            "models": weights_of(config, search.objective),
             "limits": limits_of(config),
         }
         return Job(search, folder, facts)

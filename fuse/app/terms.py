@@ -11,16 +11,19 @@ from fuse.app.hints import Config
 from fuse.app.values import naming
 from fuse.errors import FuseError
 from fuse.images import ReadingOptions, open_image
-from fuse.models import Captioner, Model
+from fuse.models import Captioner, Model, chat
 from fuse.options import options_of, shown
 from fuse.registry import MODELS
 from fuse.term import Term
+from fuse.text.template import NONE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MIXED = "mixed_"
 """Begins a dtype in which candidates are scored, the best few of them again in float32."""
+HELD = ("revision", "device_map", "attn_implementation", "quantization")
+"""Options of `LoadOptions` that the loading function is given where they are set."""
 Models = dict[tuple[Any, ...], "Model | Captioner"]
 """What was loaded, by its kind, its name, its device and its dtype."""
 M = TypeVar("M", bound="Model | Captioner")
@@ -32,17 +35,14 @@ def term_of(config: Config, key: str, models: Models) -> Term:
     goal = GOALS[kind.goal].sought
     model, loss = goal(config, key, lambda: load(kind, config, key, models))
     if config["dtype"].startswith(MIXED):
-        finer = {**config, "dtype": "float32"}
+        finer = {**config, "dtype": "float32", "quantization": "none"}
         precise, loss = goal(finer, key, lambda: load(kind, finer, key, models))
     with naming(key):
         return Term(
             model,
             loss,
             weight=config["weight"],
-            prefix=config["prefix"],
-            suffix=config["suffix"],
-            start=config["start"],
-            join=config["join"],
+            **text_around(config, model),
             batch_size=config["batch_size"],
             precise=precise,
             prefix_cache=config["prefix_cache"],
@@ -50,12 +50,23 @@ def term_of(config: Config, key: str, models: Models) -> Term:
         )
 
 
+def text_around(config: Config, model: Model) -> dict[str, Any]:
+    """Return the options of a `Template`: those of an entry, or what its messages make of them."""
+    if config["template"] == "plain":
+        return {name: config[name] for name in ("prefix", "suffix", "start", "join")}
+    prefix, suffix = chat.text_around(model.vocabulary.tokenizer, config["messages"])
+    return {"prefix": prefix, "suffix": suffix, "start": NONE, "join": NONE}
+
+
 def load(kind: type[M], config: Config, key: str, models: Models) -> M:
     """Return the model of an entry."""
     where = device_and_dtype(config, key)
     own = getattr(kind, "load_options", None)
     options = {name: config[name] for name in options_of(own)} if own else {}
-    known = (kind, config["model_id"], *where.values(), *options.values())
+    for name in HELD:
+        if config[name] not in (None, "none"):
+            options[name] = config[name]
+    known = (kind, config["model_id"], *where.values(), *options.items())
     if known not in models:
         with naming(key):
             models[known] = kind.load(config["model_id"], **where, **options)

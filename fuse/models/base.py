@@ -50,7 +50,7 @@ class Model(ABC):
     """
 
     goal: ClassVar[str] = "fluency"
-    """What is sought with such a model, by its name in `fuse.app.terms.GOALS`."""
+    """What is sought with such a model, by its name in `fuse.app.goals.GOALS`."""
     load_options: ClassVar[type | None] = None
     """A dataclass of what `load` takes from the configuration beside id, dtype and device."""
 

@@ -47,7 +47,7 @@ class Captioner:
 
         kind = AutoModelForImageTextToText
         network = load_network(kind, model_id, device, dtype=dtype, **options)
-        processor = load_processor(model_id)
+        processor = load_processor(model_id, **options)
         with loading(model_id):
             return cls(network, processor)
 

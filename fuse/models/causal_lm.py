@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from fuse.models.causal_proof import CausalProof
 from fuse.models.decoder import Decoder
+from fuse.models.gguf_files import SUFFIX
 from fuse.models.loading import load_network, load_pretrained, loading
 from fuse.models.model_files import read_object
 from fuse.models.predictions import Predictions, state_kind
@@ -94,8 +95,8 @@ class CausalLM(Decoder):
         """
         from transformers import AutoTokenizer
 
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
-        auto_class = _auto_class(model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
+        auto_class = _auto_class(model_id, **options)
         network = load_network(auto_class, model_id, device, dtype=dtype, **options)
         with loading(model_id):
             return cls(network, tokenizer)
@@ -227,12 +228,16 @@ class CausalLM(Decoder):
         return result
 
 
-def _auto_class(model_id: str) -> Any:
+def _auto_class(model_id: str, **options: Any) -> Any:
     """Return the class of transformers that loads a language model, or one that sees, too."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto
 
-    kind = read_object(str(Path(model_id).expanduser()), "config.json").get("model_type")
+    if model_id.endswith(SUFFIX):
+        return AutoModelForCausalLM
+    with loading(model_id):
+        config = read_object(str(Path(model_id).expanduser()), "config.json", **options)
+    kind = config.get("model_type")
     sees = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if sees and kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForImageTextToText

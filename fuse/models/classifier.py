@@ -65,7 +65,7 @@ class Classifier(VectorModel):
 
         kind = AutoModelForSequenceClassification
         network = load_network(kind, model_id, device, dtype=dtype, **options)
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         with loading(model_id):
             return cls(network, tokenizer)
 

@@ -99,8 +99,8 @@ class CLIP(EmbeddingModel):
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         network = load_network(AutoModel, model_id, device, dtype=dtype, **options)
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
-        image_processor = load_pretrained(AutoImageProcessor, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
+        image_processor = load_pretrained(AutoImageProcessor, model_id, **options)
         with loading(model_id):
             return cls(network, tokenizer, image_processor)
 

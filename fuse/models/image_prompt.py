@@ -100,7 +100,7 @@ class ProcessorPair:
         return self.image_processor(images=images, return_tensors=return_tensors)
 
 
-def load_processor(model_id: str) -> Any:
+def load_processor(model_id: str, **options: Any) -> Any:
     """Load the processor of a network that reads pictures and says or reads text.
 
     Raises:
@@ -108,8 +108,8 @@ def load_processor(model_id: str) -> Any:
     """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-    processor = load_pretrained(AutoProcessor, model_id)
+    processor = load_pretrained(AutoProcessor, model_id, **options)
     if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
         return processor
-    tokenizer = load_pretrained(AutoTokenizer, model_id)
-    return ProcessorPair(tokenizer, load_pretrained(AutoImageProcessor, model_id))
+    tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
+    return ProcessorPair(tokenizer, load_pretrained(AutoImageProcessor, model_id, **options))

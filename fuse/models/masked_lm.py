@@ -66,7 +66,7 @@ class MaskedLM(Model):
         """
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         network = load_network(AutoModelForMaskedLM, model_id, device, dtype=dtype, **options)
         with loading(model_id):
             return cls(network, tokenizer)

@@ -28,7 +28,9 @@ class Template:
 
     Args:
         start: the special tokens before all. "auto": what the tokenizer itself puts before a text,
-            once where the prefix begins with it; "none"; or a text that spells them.
+            once where the prefix begins with it; "none"; or a text that spells them. Tokenizers
+            such as GPT-2's put nothing there, though in pretraining each document came after
+            "<|endoftext|>": no file of a model says so, and whoever knows gives that text.
         join: "space" puts single spaces where words would touch, "none" nothing at all.
         predicts_first: whether the first token of all is to be predicted, so that one has to stand
             before it: with "auto", and neither a prefix nor a start token of the tokenizer's, its
