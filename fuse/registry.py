@@ -82,6 +82,7 @@ LM_LOSSES = Registry({
 VECTOR_LOSSES = Registry({
     "cosine_distance": "fuse.losses:CosineDistance",
     "class_nll": "fuse.losses:ClassNLL",
+    "squared_distance": "fuse.losses:SquaredDistance",
 })  # fmt: skip
 """Losses of models that map a text to one vector."""
 

@@ -272,9 +272,10 @@ def test_a_sum_that_overflows_is_refused_at_the_start(lm: fuse.CausalLM) -> None
 
 
 def test_a_network_of_nan_is_named_at_the_start(lm: fuse.CausalLM) -> None:
+    """One that was changed after its model was made: such a network is refused."""
     network = GPT2LMHeadModel.from_pretrained(ROOT / "fuse/demo/lm", dtype=torch.float32)
-    network.transformer.ln_f.weight.data.fill_(torch.nan)
     broken = fuse.CausalLM(network, lm.vocabulary.tokenizer)
+    network.transformer.ln_f.weight.data.fill_(torch.nan)
     adapter = fuse.LexicalAdapter.fit(lm.vocabulary, broken)
     other = {"broken": fuse.Term(broken, fuse.NLL(), adapter=adapter)}
     objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), other)

@@ -12,9 +12,10 @@ import torch
 from fuse.adapters import Adapter, Progress
 from fuse.adapters.fidelity import Fidelity
 from fuse.adapters.store import load_or_fit
+from fuse.app.goals import required_image
+from fuse.app.hints import Config
 from fuse.app.run_folder import LIMITS
-from fuse.app.schema import Config
-from fuse.app.terms import Models, load, required_image, term_of, with_pictures
+from fuse.app.terms import Models, load, term_of, with_pictures
 from fuse.app.values import make, naming
 from fuse.guide import Guide
 from fuse.models import Captioner

@@ -5,38 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fuse.app.hints import Config
 from fuse.app.schema import (
     AdapterFiles,
     AutoStrategy,
     CaptionerOptions,
-    Config,
     DraftOptions,
     Exact,
     ModelOptions,
     options_of_kind,
     run_options,
 )
-from fuse.errors import FuseError, one_of
+from fuse.errors import one_of
 from fuse.options import Option, mistakes_in, options_of, shown
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
 
 
-def check(config: Config) -> None:
-    """Check a composed configuration.
-
-    Raises:
-        FuseError: with one line for each mistake.
-    """
-    lines = Check(config).lines
-    if lines:
-        raise FuseError("\n".join(dict.fromkeys(lines)))
+def mistakes(config: Config) -> list[str]:
+    """Return one line for each mistake of a composed configuration."""
+    return list(dict.fromkeys(Check(config).lines))
 
 
 class Check:
     """All mistakes of one configuration; `lines` holds them in its order."""
 
     def __init__(self, config: Config) -> None:
-        self._keys = list(keys_of(config))
+        keys = list(keys_of(config))
+        above = {key.rpartition(".")[0] for key in keys}
+        self._keys = [key for key in keys if key not in above]
         sections: dict[str, Callable[[Any, str], None]] = {
             "method": self._method,
             "refine": self._refine,
@@ -79,8 +75,11 @@ class Check:
         for name, value in values.items() if key else ():
             if name in self._wrong and self._wrong[name] == value:
                 told.add(options[name].mistake(value, f"{key}.{name}"))
+        known = list(also)
         given = {f"{key}.{name}" if key else name for name in values if name not in options}
-        known = [name for name in (*also, *self._keys) if name not in given]
+        for full in self._keys:
+            if not any(full == name or full.startswith(f"{name}.") for name in given):
+                known.append(full)
         lines = mistakes_in(values, options, key, nullable, known)
         self.lines += [line for line in lines if line not in told]
 
@@ -104,7 +103,7 @@ class Check:
         self._part(values, METHODS, key)
 
     def _refine(self, values: Any, key: str) -> None:
-        if values is not None:
+        if values not in (None, {"name": None}):
             self._part(values, METHODS, key)
 
     def _strategy(self, values: Any, key: str) -> None:

@@ -41,9 +41,9 @@ def run(session: Session) -> None:
     except (*COMPLAINTS, ValueError) as error:
         if "configure handler" in str(error):
             session.fail(f"the run's log cannot be written ({error.__context__})", 1)
-        elif not is_complaint(error):
+        elif session.began and not is_complaint(error):
             raise
-        else:
+        else:  # nothing of ours was at work yet: Hydra complains of the command line
             session.fail(explain(error))
     except BrokenPipeError:
         raise

@@ -1,24 +1,25 @@
 """The configuration: every key described once.
 
-Options of methods, strategies and adapters are described where these are; here is what a run has
-beside them. Nothing of this file imports a network library.
+Options of methods, strategies, adapters and goals are described where these are; here is what a
+run has beside them. Nothing of this file imports a network library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Le
 from pydantic import StringConstraints
 from typing_extensions import Doc
 
+from fuse.app.goals import GOALS
+from fuse.app.hints import ModelId, Path, Pictures, Text, Verbatim
 from fuse.images import ReadingOptions
 from fuse.options import (
     AtLeastOne,
     Count,
-    NotNegative,
     Number,
     OneOf,
     Option,
@@ -27,26 +28,8 @@ from fuse.options import (
     Words,
     options_of,
 )
-from fuse.registry import LM_LOSSES, MODELS
+from fuse.registry import MODELS
 
-Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Verbatim:
-    """Mark a text that is taken from the command line exactly as it is typed.
-
-    Args:
-        or_null: whether an unquoted null is no text, but none.
-    """
-
-    or_null: bool = False
-
-
-Text = Annotated[str, Verbatim()]
-Path = Annotated[str, MinLen(1), Verbatim(or_null=True), Words("a path")]
-ModelId = Annotated[str, MinLen(1), Verbatim(or_null=True), Words("a hub id or a local folder")]
-Pictures = Annotated[Path | list[Path] | None, Words("a picture, a folder, a list, or null")]
 Device = Annotated[
     str, StringConstraints(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,3})?)$"),
     Words("auto, cpu, cuda, cuda:1, mps, xpu"),
@@ -140,72 +123,6 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class FluencyOrLabel:
-    """What is sought with a causal LM."""
-
-    loss: Annotated[
-        Annotated[str, OneOf(tuple(LM_LOSSES))] | None,
-        Doc(
-            "nll, log_prob, kl_div: fluency; cross_entropy: how readily the LM says the label; "
-            "null: the last with a label, else nll"
-        ),
-    ]
-    label: Annotated[Text | None, Doc("the text that it shall say")]
-    perplexity_weight: Annotated[
-        NotNegative, Doc("of cross_entropy: weight of the prompt's own nll")
-    ]
-    tau: Annotated[
-        Positive,
-        Doc("of kl_div: width of a token's neighbourhood, in squared units of the embeddings"),
-    ]
-
-
-@dataclass(frozen=True)
-class Fluency:
-    """What is sought with a masked LM: nothing but fluency."""
-
-
-@dataclass(frozen=True)
-class ImageGoal:
-    """What is sought with a model that looks at a picture."""
-
-    image: Annotated[Pictures, Doc("the picture that the text is to fit")]
-
-
-@dataclass(frozen=True)
-class CaptionGoal:
-    """What is sought with a model that talks about a picture."""
-
-    image: Annotated[Pictures, Doc("the picture that the text is to describe")]
-    instruction: Annotated[Text, Doc("what it is asked about the picture")]
-
-
-@dataclass(frozen=True)
-class TextGoal:
-    """What is sought with a sentence encoder."""
-
-    target: Annotated[Text | None, Doc("the text whose meaning is sought")]
-
-
-@dataclass(frozen=True)
-class ClassGoal:
-    """What is sought with a classifier."""
-
-    target: Annotated[Text | Whole | None, Doc("the class that is sought: its name or its number")]
-
-
-GOAL_OPTIONS: dict[str, type] = {
-    "fluency or label": FluencyOrLabel,
-    "fluency": Fluency,
-    "image": ImageGoal,
-    "caption": CaptionGoal,
-    "text": TextGoal,
-    "class": ClassGoal,
-}
-"""What the entry of a model holds beside `ModelOptions`, by `Model.goal`."""
-
-
-@dataclass(frozen=True)
 class AdapterFiles:
     """Where fitted adapters are, and what they are fitted on."""
 
@@ -254,7 +171,7 @@ def options_of_kind(kind: str) -> dict[str, Option]:
     """Return what the entry of a kind of model holds beside `ModelOptions`."""
     model = MODELS[kind]
     own = options_of(model.load_options) if model.load_options else {}
-    return options_of(GOAL_OPTIONS[model.goal]) | own
+    return options_of(GOALS[model.goal]) | own
 
 
 def run_options() -> dict[str, Option]:
@@ -266,7 +183,7 @@ def verbatim_keys() -> dict[str, Verbatim]:
     """Return the last part of every key whose values are texts as they are typed."""
     found: dict[str, Verbatim] = {"pretrained": Verbatim(or_null=True)}
     described = (RunOptions, CaptionerOptions, ModelOptions, AdapterFiles, DraftOptions)
-    for kind in (*described, *GOAL_OPTIONS.values()):
+    for kind in (*described, *GOALS.values()):
         for name, option in options_of(kind).items():
             marks = list(_marks(option.hint))
             if marks:

@@ -18,6 +18,7 @@ from fuse.app.pictures import find_pictures
 from fuse.app.run_folder import (
     CONFIG,
     RunFolder,
+    anchored,
     check_not_passed,
     check_same_run,
     limits_of,
@@ -134,7 +135,7 @@ class Session:
         if not jobs:
             return {}
         # Only now, when the options have been of use
-        RunFolder(folder, self.problems).write_json(CONFIG, whole)
+        RunFolder(folder, self.problems).write_json(CONFIG, anchored(whole))
         self.resumable = folder if every is not None else None
         with console.search_bars({n: job.search.most_steps for n, job in jobs.items()}) as bars:
             for name, job in jobs.items():
@@ -155,7 +156,7 @@ class Session:
         facts = {
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],
-            "image": config["image"],
+            "image": anchored(config["image"], "image"),
             "method": config["method"]["name"],
             "limits": limits_of(config),
         }

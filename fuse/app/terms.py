@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from fuse.app.schema import Config
+from fuse.app.goals import GOALS
+from fuse.app.hints import Config
 from fuse.app.values import naming
 from fuse.errors import FuseError
 from fuse.images import ReadingOptions, open_image
-from fuse.losses import NLL, ClassNLL, CosineDistance, Loss
 from fuse.models import Captioner, Model
-from fuse.options import options_of
-from fuse.registry import LM_LOSSES, MODELS
+from fuse.options import options_of, shown
+from fuse.registry import MODELS
 from fuse.term import Term
 
 if TYPE_CHECKING:
@@ -26,66 +24,12 @@ MIXED = "mixed_"
 Models = dict[tuple[Any, ...], "Model | Captioner"]
 """What was loaded, by its kind, its name, its device and its dtype."""
 M = TypeVar("M", bound="Model | Captioner")
-Loader = Callable[[], Any]
-"""Loads the model of an entry."""
-
-
-# From an entry to its model and its loss. What is sought is looked at before weights are loaded, so
-# that a mistake is reported at once.
-def _fluency_or_label(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    kind = LM_LOSSES[config["loss"] or ("cross_entropy" if config["label"] else "nll")]
-    with naming(key):
-        loss = kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
-    return load_model(), loss
-
-
-def _likeness_to_image(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    image = required_image(config, key)
-    model = load_model()
-    return model, CosineDistance(model.embed_images([image])[0])
-
-
-def _likely_caption(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    image = required_image(config, key)
-    model = load_model()
-    with naming(key):
-        return model.looking_at(image, config["instruction"]), NLL()
-
-
-def _likeness_to_text(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    if not config["target"]:
-        raise FuseError(
-            f'target=null: {key} needs a text whose meaning is sought; give target="TEXT"'
-        )
-    model = load_model()
-    return model, CosineDistance(model.embed_texts([config["target"]])[0])
-
-
-def _class(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    model = load_model()
-    with naming(key):
-        return model, ClassNLL(model.class_index(config["target"]))
-
-
-def _fluency(config: Config, key: str, load_model: Loader) -> tuple[Model, Loss[Any]]:
-    return load_model(), NLL()
-
-
-GOALS: dict[str, Callable[[Config, str, Loader], tuple[Model, Loss[Any]]]] = {
-    "fluency or label": _fluency_or_label,
-    "fluency": _fluency,
-    "image": _likeness_to_image,
-    "caption": _likely_caption,
-    "text": _likeness_to_text,
-    "class": _class,
-}
-"""What is sought with a model, by `Model.goal`."""
 
 
 def term_of(config: Config, key: str, models: Models) -> Term:
     """Return the term of one entry of the configuration."""
     kind, precise = MODELS[config["kind"]], None
-    goal = GOALS[kind.goal]
+    goal = GOALS[kind.goal].sought
     model, loss = goal(config, key, lambda: load(kind, config, key, models))
     if config["dtype"].startswith(MIXED):
         finer = {**config, "dtype": "float32"}
@@ -128,25 +72,24 @@ def with_pictures(config: Config) -> dict[str, Any]:
     reading = ReadingOptions(**options)
     opened: dict[str, Image] = {}
 
-    def replaced(entry: Config) -> dict[str, Any]:
+    def replaced(entry: Config, key: str) -> dict[str, Any]:
         path = entry.get("image")
+        if isinstance(path, list):
+            raise FuseError(
+                f"{key}.image={shown(path)}: several; expected one picture, as only `image` at "
+                "the top stands for several"
+            )
         if isinstance(path, str) and path not in opened:
             opened[path] = open_image(path, options=reading)
         return {**entry, "image": opened[path]} if isinstance(path, str) else dict(entry)
 
-    secondaries = {name: replaced(entry) for name, entry in config["secondary"].items()}
+    secondaries = {}
+    for name, entry in config["secondary"].items():
+        secondaries[name] = replaced(entry, f"secondary.{name}")
     captions = "caption" in (config["method"]["name"], config["init"])
-    config = replaced(config) if captions else config
-    return {**config, "primary": replaced(config["primary"]), "secondary": secondaries}
-
-
-def required_image(config: Config, key: str) -> Image:
-    """Return the opened picture of an entry that looks at one."""
-    if config["image"] is None:
-        raise FuseError(
-            f"image=null: {key} looks at a picture; give image=PATH, or choose models without one"
-        )
-    return cast("Image", config["image"])
+    primary = replaced(config["primary"], "primary")
+    config = replaced(config, "captioner") if captions else config
+    return {**config, "primary": primary, "secondary": secondaries}
 
 
 def device_and_dtype(config: Config, key: str) -> dict[str, Any]:

@@ -62,10 +62,13 @@ class Template:
     def encode(self, vocabulary: Vocabulary, prompts: Sequence[str]) -> list[Encoded]:
         """Return what a model reads for each prompt, its own special tokens included."""
         rendered = [self.render(prompt) for prompt in prompts]
-        tokens = vocabulary.encode([text for text, _, _ in rendered])
+        before = vocabulary.instruction
+        tokens = vocabulary.encode([before + text for text, _, _ in rendered])
         head = self.head(vocabulary)
         found = []
         for (ids, spans), (_, prompt_span, label_span) in zip(tokens, rendered, strict=True):
+            if before:
+                spans = [(max(0, a - len(before)), max(0, b - len(before))) for a, b in spans]
             begun = self.start == AUTO and self.prefix and ids[: len(head)] == head
             special = () if begun else head, vocabulary.tail
             found.append(Encoded.build(special, ids, spans, prompt_span, label_span))
