@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import signature
@@ -19,11 +18,11 @@ from fuse.models.loading import load_network, load_pretrained, loading, preparin
 from fuse.models.reuse_trial import ReuseTrial
 from fuse.models.siglip_tokenizer import fast_form
 from fuse.models.text_form import TextProof, use_eager_attention
+from fuse.models.text_tower import num_positions, token_layer
 from fuse.models.token_pooling import TokenPooling
 from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs
-from fuse.nn.fixed_layers import IMAGE_TOWERS, LastFeedForward
+from fuse.nn.fixed_layers import LastFeedForward
 from fuse.nn.hooks import changing_output
-from fuse.nn.network_view import network_view
 from fuse.nn.packing import leftmost, packed_cache, padded_cache
 from fuse.nn.prefix_attention import use_prefix_attention
 
@@ -46,8 +45,8 @@ class CLIP(EmbeddingModel):
     @torch.inference_mode(False)
     @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any, image_processor: Any) -> None:
-        layer = _token_layer(network)
-        length = min(context_length(network.config, tokenizer), _num_positions(network))
+        layer = token_layer(network)
+        length = min(context_length(network.config, tokenizer), num_positions(network))
         super().__init__(network, fast_form(tokenizer), layer, length)
         self.image_processor = image_processor
         proof = TextProof(network, tokenizer, self.vocabulary)
@@ -223,44 +222,6 @@ class CLIP(EmbeddingModel):
                     "numbers; choose another dual encoder"
                 )
             return normalize(vectors.float(), dim=-1)
-
-
-def _token_layer(network: Any) -> Any:
-    """Return the embedding layer in which a dual encoder looks the tokens of a text up.
-
-    Raises:
-        FuseError: it is no dual encoder, or there is no such layer.
-    """
-    kind = type(network).__name__
-    for name in ("get_text_features", "get_image_features"):
-        if not hasattr(network, name):
-            raise FuseError(
-                f"network={kind}: it has no {name}; expected a dual encoder of texts and pictures, "
-                "such as CLIP or SigLIP"
-            )
-    view, _ = network_view(network)
-    ids = torch.tensor([[3, 1, 2, 0]], device=next(view.parameters()).device)
-    found: list[str] = []
-    for name, module in view.named_modules():
-        if isinstance(module, torch.nn.Embedding):
-            module.register_forward_pre_hook(
-                lambda _, given, name=name: found.extend([name] * torch.equal(given[0], ids))
-            )
-    view.get_text_features(input_ids=ids)
-    if not found:
-        raise FuseError(f"network={kind}: it looks no tokens up; choose another dual encoder")
-    return network.get_submodule(found[0])
-
-
-def _num_positions(network: Any) -> int:
-    """Return how many tokens there are positions for; some begin behind their padding id."""
-    found = sys.maxsize
-    for name, module in network.named_modules():
-        in_image_tower = name.partition(".")[0] in IMAGE_TOWERS
-        if "position" in name and isinstance(module, torch.nn.Embedding) and not in_image_tower:
-            before = 0 if module.padding_idx is None else module.padding_idx + 1
-            found = min(found, module.num_embeddings - before)
-    return found
 
 
 @contextmanager
