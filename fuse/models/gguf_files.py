@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,10 +92,11 @@ def as_dense() -> dict[str, Any]:
 @contextmanager
 def read_once() -> Iterator[None]:
     """Let transformers read a file once within a context, and not anew for each of its needs."""
-    import gguf
     import numpy
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+    library: Any = import_module("gguf")
+
+    class Reader(library.GGUFReader):
         """Reads from a plain array, of which a part takes less time than of a mapped file."""
 
         @property
@@ -106,12 +108,15 @@ def read_once() -> Iterator[None]:
         def data(self, mapped: Any) -> None:
             self._plain = mapped.view(numpy.ndarray)
 
-    before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = cache(Reader), cache(gguf.get_tensor_name_map)
+    before = library.GGUFReader, library.get_tensor_name_map
+    library.GGUFReader, library.get_tensor_name_map = (
+        cache(Reader),
+        cache(library.get_tensor_name_map),
+    )
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = before
+        library.GGUFReader, library.get_tensor_name_map = before
 
 
 class _Odd(ValueError):
