@@ -13,7 +13,7 @@ from torch import Tensor
 from fuse.errors import FuseError, did_you_mean
 from fuse.models.base import VectorModel, context_length
 from fuse.models.loading import load_network, load_pretrained, loading
-from fuse.models.token_lookups import reading_tokens
+from fuse.models.vector_gradient import prove_gradient
 from fuse.nn.batch import Inputs
 from fuse.nn.lm_head import widened
 from fuse.options import shown
@@ -46,6 +46,7 @@ class Classifier(VectorModel):
         length = context_length(config, tokenizer)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length)
         self.pad_id = self._padding(self.network.config.get_text_config())
+        prove_gradient(self)
 
     @classmethod
     def load(
@@ -117,7 +118,7 @@ class Classifier(VectorModel):
                 "an empty text; give a prefix"
             )
         ids = torch.where(inputs.mask, inputs.ids, self.pad_id)
-        with reading_tokens(self, ids, inputs.embeddings):
+        with self.reading(inputs.embeddings):
             logits = self.network(input_ids=ids, attention_mask=inputs.mask.long()).logits
         logits = widened(logits)
         if self.rates:

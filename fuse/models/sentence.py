@@ -17,7 +17,7 @@ from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, context_length
 from fuse.models.loading import loading
 from fuse.models.sentence_files import load_encoder
-from fuse.models.token_lookups import reading_tokens
+from fuse.models.vector_gradient import prove_gradient
 from fuse.nn.batch import Inputs, pad
 from fuse.text.template import Template
 from fuse.text.vocabulary import require_text
@@ -63,6 +63,7 @@ class SentenceEncoder(EmbeddingModel):
         super().__init__(encoder, tokenizer, layer(), _max_length(encoder), head, tail)
         self.vocabulary.instruction = instruction
         self._check_reading()
+        prove_gradient(self)
 
     @classmethod
     def load(
@@ -88,7 +89,7 @@ class SentenceEncoder(EmbeddingModel):
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Return unit sentence vectors."""
         features = {"input_ids": inputs.ids, "attention_mask": inputs.mask.long()}
-        with reading_tokens(self, inputs.ids, inputs.embeddings):
+        with self.reading(inputs.embeddings):
             return self._vectors({**features, **self._features})
 
     @torch.no_grad()

@@ -75,10 +75,12 @@ class TokenLookups:
 
 
 def _shares_weight(module: Any, layer: Any) -> bool:
-    """Whether two layers have one weight in the same memory."""
+    """Whether two layers have one weight in the same memory, or two look up in equal tables."""
     left, right = getattr(module, "weight", None), getattr(layer, "weight", None)
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return False
     if left.is_meta or right.is_meta or left.shape != right.shape:
         return False
-    return left.data_ptr() == right.data_ptr() != 0
+    if left.data_ptr() == right.data_ptr() != 0:
+        return True
+    return isinstance(module, torch.nn.Embedding) and torch.equal(left, right)

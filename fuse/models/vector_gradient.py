@@ -1,0 +1,71 @@
+"""Proof, when a model is made, that embeddings can stand in for a text's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fuse.models.base import VectorModel
+from fuse.models.model_files import first_line
+from fuse.nn.batch import Inputs, pad
+from fuse.text.template import Encoded
+
+FARTHEST = 0.1
+"""How far a vector by given embeddings may be from the right one, as a share of how far another
+text's is.
+"""
+NUM_TOKENS = 2
+"""How many tokens each of two texts has."""
+
+
+@torch.inference_mode(False)
+def prove_gradient(model: VectorModel) -> None:
+    """Find out whether a model's vectors have the right gradient by embeddings.
+
+    Where prepacked weights stand in its way they are turned off; where it is wrong all the same,
+    `model.no_gradient` says why.
+    """
+    for accelerated in (True, False):
+        model.acceleration.turn(accelerated)
+        fault = _fault(model)
+        if fault is None:
+            return
+    model.no_gradient = fault
+
+
+def _fault(model: VectorModel) -> str | None:
+    """Return what is wrong with a model's gradient; None if nothing is."""
+    try:
+        return None if _reads_embeddings(model) else "it reads more of a token than one embedding"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a network without a gradient fails in its own way
+        return f"no gradient goes through it ({type(error).__name__}: {first_line(error)})"
+
+
+def _reads_embeddings(model: VectorModel) -> bool:
+    """Whether the embeddings of one text, under the ids of another, give the vector of the first,
+    and the gradient reaches them.
+    """
+    one, other = _texts(model)
+    with torch.no_grad():
+        right, wrong = model.vector(one), model.vector(other)
+    if not right.isfinite().all():
+        return True  # a search tells of it
+    with torch.enable_grad():
+        embeddings = model.vocabulary.embedding[one.ids].requires_grad_()
+        found = model.vector(replace(other, embeddings=embeddings))
+        torch.autograd.grad(found.sum(), embeddings)
+    return bool((found - right).norm() <= FARTHEST * (wrong - right).norm())
+
+
+def _texts(model: VectorModel) -> list[Inputs]:
+    """Return two different texts of equal length."""
+    vocabulary = model.vocabulary
+    tokens = vocabulary.allowed.nonzero()[-2 * NUM_TOKENS :, 0].tolist()
+    texts = []
+    for free in (tokens[:NUM_TOKENS], tokens[-NUM_TOKENS:]):
+        ids = (*vocabulary.head, *free, *vocabulary.tail)
+        texts.append(pad([Encoded(ids, (), (0, 0), (0, 0))], model.device))
+    return texts
