@@ -13,7 +13,8 @@ from torch import Tensor
 from fuse.errors import FuseError, did_you_mean
 from fuse.models.base import VectorModel, context_length
 from fuse.models.loading import load_network, load_pretrained, loading
-from fuse.models.vector_gradient import prove_gradient
+from fuse.models.proof import FastWay
+from fuse.models.vector_proof import prove_gradient, settle
 from fuse.nn.batch import Inputs
 from fuse.nn.lm_head import widened
 from fuse.options import shown
@@ -46,7 +47,15 @@ class Classifier(VectorModel):
         length = context_length(config, tokenizer)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length)
         self.pad_id = self._padding(self.network.config.get_text_config())
+        self.acceleration.turn(False)
+        self.turn_padding(False)
+        packed = FastWay("prepacked weights", self.acceleration.turn)
+        settle(self, [FastWay("padded rows", self.turn_padding), packed])
         prove_gradient(self)
+
+    def turn_padding(self, on: bool) -> None:
+        """Read rows of unequal length as a batch, or one by one."""
+        self._pads = on
 
     @classmethod
     def load(
@@ -117,13 +126,26 @@ class Classifier(VectorModel):
                 "prefix='': this classifier has no start token, so that it cannot read "
                 "an empty text; give a prefix"
             )
-        ids = torch.where(inputs.mask, inputs.ids, self.pad_id)
-        with self.reading(inputs.embeddings):
-            logits = self.network(input_ids=ids, attention_mask=inputs.mask.long()).logits
-        logits = widened(logits)
+        logits = self._padded(inputs) if self._pads else self._one_by_one(inputs)
         if self.rates:
             return logits
         return torch.nn.functional.logsigmoid(logits) if self.several else logits.log_softmax(-1)
+
+    def _padded(self, inputs: Inputs) -> Float[Tensor, "b c"]:
+        """Read the rows as one batch."""
+        ids = torch.where(inputs.mask, inputs.ids, self.pad_id)
+        with self.reading(inputs.embeddings):
+            return widened(self.network(input_ids=ids, attention_mask=inputs.mask.long()).logits)
+
+    def _one_by_one(self, inputs: Inputs) -> Float[Tensor, "b c"]:
+        """Read each row plainly, with neither padding nor mask."""
+        found = []
+        for row, length in enumerate(inputs.mask.sum(1).tolist()):
+            here = slice(row, row + 1), slice(length)
+            embeddings = None if inputs.embeddings is None else inputs.embeddings[here]
+            with self.reading(embeddings):
+                found.append(widened(self.network(input_ids=inputs.ids[here]).logits))
+        return torch.cat(found)
 
     def _padding(self, config: Any) -> int:
         """Return the network's id of padding. A decoder finds a row's last token by it.

@@ -17,7 +17,7 @@ from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, context_length
 from fuse.models.loading import loading
 from fuse.models.sentence_files import load_encoder
-from fuse.models.vector_gradient import prove_gradient
+from fuse.models.vector_proof import prove_gradient
 from fuse.nn.batch import Inputs, pad
 from fuse.text.template import Template
 from fuse.text.vocabulary import require_text

@@ -1,13 +1,17 @@
-"""Proof, when a model is made, that embeddings can stand in for a text's tokens."""
+"""Proof, when a model is made, that its vectors are those of its network read plainly: one row at a
+time, with neither padding nor mask; and that embeddings can stand in for a text's tokens.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from fuse.models.base import VectorModel
 from fuse.models.model_files import first_line
+from fuse.models.proof import FastWay, Proof, agree
 from fuse.nn.batch import Inputs, pad
 from fuse.text.template import Encoded
 
@@ -15,8 +19,33 @@ FARTHEST = 0.1
 """How far a vector by given embeddings may be from the right one, as a share of how far another
 text's is.
 """
-NUM_TOKENS = 2
-"""How many tokens each of two texts has."""
+NUM_TOKENS = 3
+"""How many tokens each of two texts has: an odd number, since some networks pad by themselves."""
+LENGTHS = (2, 5, 3)
+"""How many tokens the texts have that are read as a batch."""
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def settle(model: VectorModel, ways: Sequence[FastWay]) -> None:
+    """Turn on those of a model's ways to read, all of them off, that change no vector.
+
+    Raises:
+        FuseError: a text's vector is another one from pass to pass.
+    """
+    usual = model.vocabulary.allowed.nonzero()[:, 0]
+    tokens = usual[:: max(1, len(usual) // sum(LENGTHS))].tolist()
+    rows = []
+    for length in LENGTHS:
+        rows.append(_row(model, tokens[:length]))
+        tokens = tokens[length:] or tokens
+    inputs = pad(rows, model.device)
+    expected = model.vector(inputs)
+    if not expected.isfinite().all():
+        return  # a search tells of it
+    proof = Proof(model.network, lambda: agree(model, model.vector(inputs), expected))
+    if not proof.all_agree(ways):
+        proof.settle(ways)
 
 
 @torch.inference_mode(False)
@@ -26,11 +55,12 @@ def prove_gradient(model: VectorModel) -> None:
     Where prepacked weights stand in its way they are turned off; where it is wrong all the same,
     `model.no_gradient` says why.
     """
-    for accelerated in (True, False):
-        model.acceleration.turn(accelerated)
+    if model.no_gradient is not None:
+        return
+    fault = _fault(model)
+    if fault is not None:
+        model.acceleration.turn(False)
         fault = _fault(model)
-        if fault is None:
-            return
     model.no_gradient = fault
 
 
@@ -66,6 +96,11 @@ def _texts(model: VectorModel) -> list[Inputs]:
     tokens = vocabulary.allowed.nonzero()[-2 * NUM_TOKENS :, 0].tolist()
     texts = []
     for free in (tokens[:NUM_TOKENS], tokens[-NUM_TOKENS:]):
-        ids = (*vocabulary.head, *free, *vocabulary.tail)
-        texts.append(pad([Encoded(ids, (), (0, 0), (0, 0))], model.device))
+        texts.append(pad([_row(model, free)], model.device))
     return texts
+
+
+def _row(model: VectorModel, tokens: Sequence[int]) -> Encoded:
+    """Return a text of these tokens."""
+    ids = (*model.vocabulary.head, *tokens, *model.vocabulary.tail)
+    return Encoded(ids, (), (0, 0), (0, 0))
