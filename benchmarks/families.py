@@ -27,14 +27,14 @@ from runs import ROOT, Row, arguments, show
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import transformers  # noqa: E402
-from checkpoints import causal  # noqa: E402
+from checkpoints import causal, classifier, masked  # noqa: E402
 from checkpoints.family import VERDICTS, Family, Findings, NoReference  # noqa: E402
 from checkpoints.sandbox import run_in_child  # noqa: E402
 
 from fuse import FuseError  # noqa: E402
 from fuse.app import console  # noqa: E402
 
-ROLES = {"causal": causal}
+ROLES = {"causal": causal, "masked": masked, "classifier": classifier}
 CACHE = Path.home() / ".cache" / "fuse" / "families"
 
 

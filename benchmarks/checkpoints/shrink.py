@@ -28,6 +28,7 @@ RULES: tuple[tuple[str, int | None], ...] = (
     (r"index_topk|compress_topk", 4),
     (r"key_value|kv_heads|n_kv|num_kv|multi_query_groups|num_groups_kv", 2),
     (r"head_dim|head_size|kv_channels|d_kv|d_head|attention_head_dim|dim_head|dim_per_head", 8),
+    (r"index.*heads", 16),  # with few of them many scores are 0, and which come first is open
     (r"mamba_n_heads|mamba_num_heads|num_v_heads|value_heads|n_mamba_heads", 8),
     (r"heads?$|^n_head|heads", HEADS),
     (r"window|attention_chunk", 4),
@@ -44,7 +45,7 @@ RULES: tuple[tuple[str, int | None], ...] = (
 KEPT = re.compile(
     r"_id$|_ids$|theta|batch|num_labels|kernel|d_conv|num_channels|in_channels|out_features|token_"
     r"|merge_size|downsample|stride|type_vocab|num_image|version|temporal_patch|_freq|interval|step"
-    r"|pad_vocab|attn_temperature|floor_scale|truncate|initial|warmup"
+    r"|pad_vocab|keep_window|attn_temperature|floor_scale|truncate|initial|warmup"
 )
 """Numbers of these names are no sizes, or small ones."""
 WIDTHS = re.compile(r"^(num_)?kv|key_value")

@@ -15,26 +15,33 @@ LINES = (
     "The children run through the garden while it rains on the roof.",
     "A cat, a bird and a horse stand near the green hill under the moon.",
 )
-KINDS = ("byte_bpe", "byte_bpe_bos", "llama", "wordpiece", "unigram_end")
+KINDS = ("byte_bpe", "byte_bpe_bos", "llama", "roberta", "wordpiece", "unigram_end")
 
 
-def make(kind: str, size: int = 300, max_length: int = 64) -> Any:
+Parts = tuple[Any, list[str], dict[str, Any]]
+"""A tokenizer without tokens, its special tokens, and their names."""
+
+
+def make(kind: str, size: int = 300, max_length: int | None = 64) -> Any:
     """Train a tokenizer of this kind.
 
     byte_bpe: as GPT-2's, no token before a text. byte_bpe_bos: as Llama 3's, a start token.
     llama: SentencePiece-style BPE with a start token. wordpiece: as BERT's, [CLS] and [SEP].
-    unigram_end: as T5's, an end token.
+    unigram_end: as T5's, an end token. roberta: byte-level BPE with <s> and </s>.
+
+    Args:
+        max_length: what the tokenizer tells of the longest text; None for nothing.
     """
     inner, specials, names = PARTS[kind]()
     base = {"vocab_size": size, "special_tokens": specials, "show_progress": False}
     inner.train_from_iterator(LINES, _trainer(kind, base))
     _add_special_tokens(inner, kind)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, model_max_length=max_length, padding_side="right", **names
-    )
+    if max_length is not None:
+        names["model_max_length"] = max_length
+    return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="right", **names)
 
 
-def _byte_bpe() -> tuple[Any, list[str], dict[str, str]]:
+def _byte_bpe() -> Parts:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -42,7 +49,7 @@ def _byte_bpe() -> tuple[Any, list[str], dict[str, str]]:
     return inner, [end], {"bos_token": end, "eos_token": end}
 
 
-def _byte_bpe_bos() -> tuple[Any, list[str], dict[str, str]]:
+def _byte_bpe_bos() -> Parts:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -50,7 +57,23 @@ def _byte_bpe_bos() -> tuple[Any, list[str], dict[str, str]]:
     return inner, [*names.values(), "<image>"], names
 
 
-def _llama() -> tuple[Any, list[str], dict[str, str]]:
+def _roberta() -> Parts:
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    names = {
+        "cls_token": "<s>",
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "sep_token": "</s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    return inner, list(dict.fromkeys(names.values())), names
+
+
+def _llama() -> Parts:
     inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     inner.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -58,7 +81,7 @@ def _llama() -> tuple[Any, list[str], dict[str, str]]:
     return inner, [*names.values(), "<image>"], names
 
 
-def _wordpiece() -> tuple[Any, list[str], dict[str, str]]:
+def _wordpiece() -> Parts:
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -73,7 +96,7 @@ def _wordpiece() -> tuple[Any, list[str], dict[str, str]]:
     return inner, list(names.values()), names
 
 
-def _unigram_end() -> tuple[Any, list[str], dict[str, str]]:
+def _unigram_end() -> Parts:
     inner = Tokenizer(models.Unigram())
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
@@ -84,6 +107,7 @@ def _unigram_end() -> tuple[Any, list[str], dict[str, str]]:
 PARTS = {
     "byte_bpe": _byte_bpe,
     "byte_bpe_bos": _byte_bpe_bos,
+    "roberta": _roberta,
     "llama": _llama,
     "wordpiece": _wordpiece,
     "unigram_end": _unigram_end,
@@ -91,6 +115,7 @@ PARTS = {
 AROUND = {
     "byte_bpe_bos": "<|begin|> $A",
     "llama": "<s> $A",
+    "roberta": "<s> $A </s>",
     "wordpiece": "[CLS] $A [SEP]",
     "unigram_end": "$A </s>",
 }
@@ -103,7 +128,7 @@ def _trainer(kind: str, base: dict[str, Any]) -> Any:
         return trainers.WordPieceTrainer(**base)
     if kind == "unigram_end":
         return trainers.UnigramTrainer(unk_token="<unk>", **base)
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind.startswith("byte") else []
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind in ("byte_bpe", "byte_bpe_bos", "roberta") else []
     return trainers.BpeTrainer(initial_alphabet=alphabet, **base)
 
 

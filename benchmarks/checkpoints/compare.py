@@ -1,0 +1,119 @@
+"""Compare a model's losses, gradients and searches with the family's own results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from checkpoints.family import Findings, relative
+from checkpoints.reference import Reference
+
+import fuse
+
+PROMPTS = (
+    "a red house stands",
+    "a red house lies",
+    "the dog sleeps by the sea",
+    "two boats",
+    "a red house stands in the snow",
+    "a book about the old man and the blue guitar",
+)
+REUSE = {"all": (True, True), "no packing": (True, False), "none": (False, False)}
+"""Whether the prefix cache and packing are on."""
+MAX_TOKENS_PER_WORD = 6
+LONGEST = 200
+"""Up to which length a prompt is tried that fills the model's context."""
+
+
+def compare_term(
+    reference: Reference, model: fuse.Model, loss: Any, around: dict[str, str],
+    findings: Findings, place: str,
+) -> None:  # fmt: skip
+    """Compare losses, with and without reuse, ids, and gradients."""
+    ways = REUSE if model.supports_prefix_cache else {"none": REUSE["none"]}
+    for reuse, (cached, packed) in ways.items():
+        term = fuse.Term(model, loss, **around, prefix_cache=cached, packing=packed)
+        _compare_losses(reference, term, findings, f"{place}, reuse: {reuse}")
+    for prompt, row in zip(PROMPTS, term.encode(PROMPTS), strict=True):
+        own = reference.ids(term, prompt)
+        findings.require("ids", own == row.ids, f"{row.ids} for {own}")
+    _compare_gradients(reference, term, findings, place)
+
+
+def _compare_losses(
+    reference: Reference, term: fuse.Term, findings: Findings, place: str
+) -> None:
+    """Compare the losses of prompts, before and after a step that fills the cache."""
+    part = "reuse" if term.engine.runner.prefix_cache else "loss"
+    rows = term.encode(PROMPTS)
+    expected = [reference.value(term, row) for row in rows]
+    findings.compare(part, term.score(rows), expected, place)
+    term.engine.prefill(rows[:2])
+    findings.compare(part, term.score(rows), expected, f"{place}, after a step")
+
+
+def compare_longest(
+    reference: Reference, model: fuse.Model, loss: Any, findings: Findings
+) -> None:
+    """Compare the loss of a prompt that fills the context of the model."""
+    term = fuse.Term(model, loss)
+    room = term.max_free_tokens
+    if room > LONGEST:
+        return
+    words = " ".join(PROMPTS * room).split()
+    count, longest = 1, term.encode(["a"])[0]
+    while term.fits([longest])[0]:  # one word more takes one token at least
+        missing = max(1, (room - len(longest.free_ids)) // MAX_TOKENS_PER_WORD)
+        fitting, count = longest, count + missing
+        longest = term.encode([" ".join(words[:count])])[0]
+    longest = fitting
+    expected = reference.value(term, longest)
+    place = f"a prompt of {len(longest.free_ids)} tokens, with room for {room}"
+    findings.compare("longest", term.score([longest])[0], expected, place)
+
+
+def _compare_gradients(
+    reference: Reference, term: fuse.Term, findings: Findings, place: str
+) -> None:
+    """Compare gradients by the embeddings of prompts of unlike lengths, in one batch."""
+    rows = term.encode(PROMPTS[2:5])
+    by_embedding = term.gradient(rows, [range(*row.free) for row in rows]).embedding
+    found = term.vocabulary.table.inner_products(by_embedding)
+    for row, own in zip(rows, found, strict=True):
+        expected = reference.token_gradient(term, row)
+        findings.compare("gradient", relative(own[: len(expected)], expected), 0.0, place)
+
+
+def compare_search(
+    reference: Reference, term: fuse.Term, method: Any, findings: Findings, place: str
+) -> None:
+    """Compare the losses of all candidates of a search, and of its result."""
+    search = fuse.Search(fuse.Objective(term), method)
+    state = search.start()
+    while not state.ended:
+        candidates = search.propose(state)
+        evaluated = search.evaluate(state, candidates)
+        _compare_candidates(reference, term, evaluated, findings, place)
+        state = search.accept(state, evaluated)
+    result = search.result(state)
+    (row,) = term.encode([result.prompt])
+    findings.compare("search", result.loss, reference.value(term, row), f"{place}: result")
+
+
+def _compare_candidates(
+    reference: Reference, term: fuse.Term, evaluated: Any, findings: Findings, place: str
+) -> None:
+    """Compare the losses of one step's candidates."""
+    prompts = term.vocabulary.decode(evaluated.candidates.ids)
+    findings.require("search", bool(evaluated.valid.any()), f"{place}: no valid candidate")
+    for prompt, loss, valid in zip(prompts, evaluated.loss, evaluated.valid, strict=True):
+        if valid:
+            (row,) = term.encode([prompt])
+            expected = reference.value(term, row)
+            findings.compare("search", float(loss), expected, f"{place}: candidate")
+
+
+def fast_ways(model: fuse.Model) -> str:
+    """Return which of the ways that make losses quicker a model takes."""
+    ways = {"cache": model.supports_prefix_cache, "packing": model.supports_packing}
+    return "+".join(way for way, taken in ways.items() if taken) or "none"

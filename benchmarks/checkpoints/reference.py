@@ -1,0 +1,101 @@
+"""The family's own results: its network loaded plainly by transformers, one row at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoints.family import NoReference
+from torch import Tensor
+
+import fuse
+
+
+def load_plainly(auto_class: Any, folder: Path) -> Any:
+    """Load a network by transformers alone, with eager attention where it has that."""
+    options = {"dtype": torch.float32, "trust_remote_code": False}
+    try:
+        network = auto_class.from_pretrained(folder, attn_implementation="eager", **options)
+    except ValueError:
+        network = auto_class.from_pretrained(folder, **options)
+    return network.eval()
+
+
+class Reference(ABC):
+    """What a family's network makes of one row.
+
+    Args:
+        network: loaded plainly.
+        tokenizer: the checkpoint's.
+        layer: what looks the ids up; the network's own where none is given.
+    """
+
+    def __init__(self, network: Any, tokenizer: Any, layer: Any = None) -> None:
+        self.network, self.tokenizer = network, tokenizer
+        self.layer = network.get_input_embeddings() if layer is None else layer
+        if self.layer is None:
+            raise NoReference("it has no embedding layer")
+        self._known: dict[Any, float] = {}
+
+    @abstractmethod
+    def loss(self, term: fuse.Term, row: Any, embeddings: Tensor | None = None) -> Tensor:
+        """Return the loss of an encoded text, read through these embeddings [t d] if given."""
+
+    @torch.no_grad()
+    def value(self, term: fuse.Term, row: Any) -> float:
+        """Return the loss of an encoded text; one that was asked for before is not computed anew."""
+        key = (row.ids, row.free, row.label)
+        if key not in self._known:
+            self._known[key] = float(self.loss(term, row))
+        return self._known[key]
+
+    def ids(self, term: fuse.Term, prompt: str) -> tuple[int, ...]:
+        """Return the ids of a prompt within its fixed text, by the tokenizer alone."""
+        return tuple(self.tokenizer(term.template.render(prompt)[0]).input_ids)
+
+    def run(self, ids: Any, embeddings: Tensor | None = None, **options: Any) -> Any:
+        """Run the network on one row."""
+        row = torch.as_tensor(ids)[None]
+        if embeddings is None:
+            return self.network(input_ids=row, **options)
+        with self.layer.register_forward_hook(lambda *_: embeddings[None]):
+            return self.network(input_ids=row, **options)
+
+    def token_gradient(self, term: fuse.Term, row: Any) -> Tensor:
+        """Return the gradient [s v] by the one-hot tokens of the prompt, as the network's input."""
+        if self.network.config.is_encoder_decoder:
+            return self._gradient_by_rows(term, row)
+        with torch.no_grad():
+            table = self.layer(torch.arange(self.layer.num_embeddings))
+            embeddings = self.layer(torch.tensor([row.ids]))[0]
+        embeddings = embeddings.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(term, row, embeddings), embeddings)
+        return gradient[slice(*row.free)] @ table.T
+
+    def _gradient_by_rows(self, term: fuse.Term, row: Any) -> Tensor:
+        """Do so where several layers look tokens up in one table, such as those of encoder and
+        decoder: each token of the prompt is given a row of its own, at the end of the table.
+        """
+        table = self.layer.weight.detach()
+        start, end = row.free
+        own = table[list(row.free_ids)].clone().requires_grad_()
+        longer = torch.cat([table, own])
+        layers = []
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.Embedding) and module.weight.shape == table.shape:
+                if torch.equal(module.weight, table):
+                    layers.append(module)
+        ids = (*row.ids[:start], *range(len(table), len(longer)), *row.ids[end:])
+        for module in layers:
+            module._parameters.pop("weight")
+            module.weight = longer
+        try:
+            (gradient,) = torch.autograd.grad(self.loss(term, replace(row, ids=ids)), own)
+        finally:
+            for module in layers:
+                del module.weight
+                module.weight = torch.nn.Parameter(table)
+        return gradient @ table.T
