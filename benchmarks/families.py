@@ -27,14 +27,14 @@ from runs import ROOT, Row, arguments, show
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import transformers  # noqa: E402
-from checkpoints import causal, classifier, masked  # noqa: E402
+from checkpoints import causal, classifier, dual, masked, sentence  # noqa: E402
 from checkpoints.family import VERDICTS, Family, Findings, NoReference  # noqa: E402
 from checkpoints.sandbox import run_in_child  # noqa: E402
 
 from fuse import FuseError  # noqa: E402
 from fuse.app import console  # noqa: E402
 
-ROLES = {"causal": causal, "masked": masked, "classifier": classifier}
+ROLES = {"causal": causal, "masked": masked, "sentence": sentence, "classifier": classifier, "dual": dual}
 CACHE = Path.home() / ".cache" / "fuse" / "families"
 
 
@@ -96,7 +96,7 @@ def _checked(family: Family, cache: Path) -> dict[str, Any]:
 def checkpoint(family: Family, cache: Path) -> Path:
     """Return the folder of a family's checkpoint, which is made where it is not there yet."""
     folder, stamp = cache / family.name, cache / family.name / "made_by.txt"
-    if stamp.is_file() and stamp.read_text() == _version():
+    if stamp.is_file() and stamp.read_text() == VERSION:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -105,7 +105,7 @@ def checkpoint(family: Family, cache: Path) -> Path:
     except Exception as error:
         traceback.print_exc()
         raise NoReference(f"not built: {_line(error)}") from error
-    stamp.write_text(_version())
+    stamp.write_text(VERSION)
     return folder
 
 
@@ -121,6 +121,10 @@ def _version() -> str:
 def _line(error: BaseException) -> str:
     """Return an error's kind and the beginning of its message, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+VERSION = _version()
+"""Of the code that this process runs, whatever becomes of the files."""
 
 
 def told(row: Row) -> str:

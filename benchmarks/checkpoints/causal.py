@@ -106,7 +106,9 @@ class CausalReference(Reference):
         """Return the logits [t v] of one row."""
         return self.run(ids, embeddings, use_cache=False).logits[0].float()
 
-    def loss(self, term: fuse.Term, row: Any, embeddings: Tensor | None = None) -> Tensor:
+    def loss(
+        self, term: fuse.Term, prompt: str, row: Any, embeddings: Tensor | None = None
+    ) -> Tensor:
         """Return the mean of -log p over prompt or label."""
         start, end = row.label if term.loss.label else row.free
         log_probs = self.logits(row.ids, embeddings).log_softmax(-1)

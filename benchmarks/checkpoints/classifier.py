@@ -79,7 +79,9 @@ class ClassifierReference(Reference):
         super().__init__(load_plainly(AutoModelForSequenceClassification, folder), tokenizer)
         self.kind = self.network.config.problem_type
 
-    def loss(self, term: fuse.Term, row: Any, embeddings: Tensor | None = None) -> Tensor:
+    def loss(
+        self, term: fuse.Term, prompt: str, row: Any, embeddings: Tensor | None = None
+    ) -> Tensor:
         """Return -log p of the target, or the squared distance of one output from it."""
         (logits,) = self.run(row.ids, embeddings).logits.float()
         if self.kind == "regression":
@@ -101,7 +103,7 @@ def check(folder: Path, findings: Findings) -> None:
     findings.fast_ways = fast_ways(model)
     loss = fuse.ClassNLL(1)
     if reference.kind == "regression":
-        loss = fuse.SquaredDistance(0.9)
+        loss = fuse.SquaredError(0.9)
     for name, around in AROUND.items():
         compare_term(reference, model, loss, around, findings, name)
     compare_longest(reference, model, loss, findings)

@@ -34,7 +34,8 @@ def compare_term(
     for reuse, (cached, packed) in ways.items():
         term = fuse.Term(model, loss, **around, prefix_cache=cached, packing=packed)
         _compare_losses(reference, term, findings, f"{place}, reuse: {reuse}")
-    for prompt, row in zip(PROMPTS, term.encode(PROMPTS), strict=True):
+    prompts = _fitting(term)
+    for prompt, row in zip(prompts, term.encode(prompts), strict=True):
         own = reference.ids(term, prompt)
         findings.require("ids", own == row.ids, f"{row.ids} for {own}")
     _compare_gradients(reference, term, findings, place)
@@ -45,11 +46,18 @@ def _compare_losses(
 ) -> None:
     """Compare the losses of prompts, before and after a step that fills the cache."""
     part = "reuse" if term.engine.runner.prefix_cache else "loss"
-    rows = term.encode(PROMPTS)
-    expected = [reference.value(term, row) for row in rows]
+    prompts = _fitting(term)
+    rows = term.encode(prompts)
+    expected = [reference.value(term, prompt) for prompt in prompts]
     findings.compare(part, term.score(rows), expected, place)
     term.engine.prefill(rows[:2])
     findings.compare(part, term.score(rows), expected, f"{place}, after a step")
+
+
+def _fitting(term: fuse.Term) -> list[str]:
+    """Return the prompts that fit the model's context."""
+    rows = term.encode(PROMPTS)
+    return [prompt for prompt, fits in zip(PROMPTS, term.fits(rows), strict=True) if fits]
 
 
 def compare_longest(
@@ -61,13 +69,13 @@ def compare_longest(
     if room > LONGEST:
         return
     words = " ".join(PROMPTS * room).split()
-    count, longest = 1, term.encode(["a"])[0]
-    while term.fits([longest])[0]:  # one word more takes one token at least
-        missing = max(1, (room - len(longest.free_ids)) // MAX_TOKENS_PER_WORD)
-        fitting, count = longest, count + missing
-        longest = term.encode([" ".join(words[:count])])[0]
-    longest = fitting
-    expected = reference.value(term, longest)
+    count, fitting = 1, ""
+    while term.fits(term.encode([text := " ".join(words[:count])]))[0]:
+        fitting = text
+        missing = room - len(term.encode([text])[0].free_ids)
+        count += max(1, missing // MAX_TOKENS_PER_WORD)
+    (longest,) = term.encode([fitting])
+    expected = reference.value(term, fitting)
     place = f"a prompt of {len(longest.free_ids)} tokens, with room for {room}"
     findings.compare("longest", term.score([longest])[0], expected, place)
 
@@ -76,11 +84,12 @@ def _compare_gradients(
     reference: Reference, term: fuse.Term, findings: Findings, place: str
 ) -> None:
     """Compare gradients by the embeddings of prompts of unlike lengths, in one batch."""
-    rows = term.encode(PROMPTS[2:5])
+    prompts = _fitting(term)[2:5]
+    rows = term.encode(prompts)
     by_embedding = term.gradient(rows, [range(*row.free) for row in rows]).embedding
     found = term.vocabulary.table.inner_products(by_embedding)
-    for row, own in zip(rows, found, strict=True):
-        expected = reference.token_gradient(term, row)
+    for prompt, row, own in zip(prompts, rows, found, strict=True):
+        expected = reference.token_gradient(term, prompt, row)
         findings.compare("gradient", relative(own[: len(expected)], expected), 0.0, place)
 
 
@@ -96,8 +105,8 @@ def compare_search(
         _compare_candidates(reference, term, evaluated, findings, place)
         state = search.accept(state, evaluated)
     result = search.result(state)
-    (row,) = term.encode([result.prompt])
-    findings.compare("search", result.loss, reference.value(term, row), f"{place}: result")
+    expected = reference.value(term, result.prompt)
+    findings.compare("search", result.loss, expected, f"{place}: result")
 
 
 def _compare_candidates(
@@ -108,8 +117,7 @@ def _compare_candidates(
     findings.require("search", bool(evaluated.valid.any()), f"{place}: no valid candidate")
     for prompt, loss, valid in zip(prompts, evaluated.loss, evaluated.valid, strict=True):
         if valid:
-            (row,) = term.encode([prompt])
-            expected = reference.value(term, row)
+            expected = reference.value(term, prompt)
             findings.compare("search", float(loss), expected, f"{place}: candidate")
 
 

@@ -6,6 +6,16 @@ from typing import Any
 
 SLIDING_GEMMA4 = {"global_head_dim": 16, "num_global_key_value_heads": 2}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "align_vision_model": {
+        "in_channels": [8],
+        "out_channels": [16],
+        "kernel_sizes": [3],
+        "depthwise_padding": [],
+        "strides": [1],
+        "num_block_repeats": [1],
+        "expand_ratios": [1],
+        "depth_coefficient": 1.0,
+    },
     "blt": {"encoder_hash_byte_group_vocab": 128},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -59,6 +69,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "num_dense_layers": 1,
     },
+    "longcat_flash": {"head_dim": 4, "qk_head_dim": 12},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {

@@ -67,7 +67,9 @@ class MaskedReference(Reference):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         super().__init__(load_plainly(AutoModelForMaskedLM, folder), tokenizer)
 
-    def loss(self, term: fuse.Term, row: Any, embeddings: Tensor | None = None) -> Tensor:
+    def loss(
+        self, term: fuse.Term, prompt: str, row: Any, embeddings: Tensor | None = None
+    ) -> Tensor:
         """Return the mean of -log p over the prompt: the pseudo log-likelihood."""
         mask_id = self.tokenizer.mask_token_id
         found = []

@@ -41,15 +41,22 @@ class Reference(ABC):
         self._known: dict[Any, float] = {}
 
     @abstractmethod
-    def loss(self, term: fuse.Term, row: Any, embeddings: Tensor | None = None) -> Tensor:
-        """Return the loss of an encoded text, read through these embeddings [t d] if given."""
+    def loss(
+        self, term: fuse.Term, prompt: str, row: Any, embeddings: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of a prompt.
+
+        Args:
+            row: what the model reads, as the library has it.
+            embeddings: what is read instead of the row's own [t d].
+        """
 
     @torch.no_grad()
-    def value(self, term: fuse.Term, row: Any) -> float:
-        """Return the loss of an encoded text; one that was asked for before is not computed anew."""
-        key = (row.ids, row.free, row.label)
+    def value(self, term: fuse.Term, prompt: str) -> float:
+        """Return the loss of a prompt; one that was asked for before is not computed anew."""
+        key = (term.template, prompt)
         if key not in self._known:
-            self._known[key] = float(self.loss(term, row))
+            self._known[key] = float(self.loss(term, prompt, term.encode([prompt])[0]))
         return self._known[key]
 
     def ids(self, term: fuse.Term, prompt: str) -> tuple[int, ...]:
@@ -64,36 +71,40 @@ class Reference(ABC):
         with self.layer.register_forward_hook(lambda *_: embeddings[None]):
             return self.network(input_ids=row, **options)
 
-    def token_gradient(self, term: fuse.Term, row: Any) -> Tensor:
+    def token_gradient(self, term: fuse.Term, prompt: str, row: Any) -> Tensor:
         """Return the gradient [s v] by the one-hot tokens of the prompt, as the network's input."""
-        if self.network.config.is_encoder_decoder:
-            return self._gradient_by_rows(term, row)
+        if len(self._lookups()) > 1:
+            return self._gradient_by_rows(term, prompt, row)
         with torch.no_grad():
             table = self.layer(torch.arange(self.layer.num_embeddings))
             embeddings = self.layer(torch.tensor([row.ids]))[0]
         embeddings = embeddings.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.loss(term, row, embeddings), embeddings)
+        (gradient,) = torch.autograd.grad(self.loss(term, prompt, row, embeddings), embeddings)
         return gradient[slice(*row.free)] @ table.T
 
-    def _gradient_by_rows(self, term: fuse.Term, row: Any) -> Tensor:
+    def _lookups(self) -> list[Any]:
+        """Return all layers that look tokens up in the table of the embedding layer."""
+        table, found = self.layer.weight, []
+        for module in self.network.modules():
+            embeds = isinstance(module, torch.nn.Embedding) and module.weight.shape == table.shape
+            if embeds and torch.equal(module.weight, table):
+                found.append(module)
+        return found
+
+    def _gradient_by_rows(self, term: fuse.Term, prompt: str, row: Any) -> Tensor:
         """Do so where several layers look tokens up in one table, such as those of encoder and
         decoder: each token of the prompt is given a row of its own, at the end of the table.
         """
         table = self.layer.weight.detach()
         start, end = row.free
         own = table[list(row.free_ids)].clone().requires_grad_()
-        longer = torch.cat([table, own])
-        layers = []
-        for module in self.network.modules():
-            if isinstance(module, torch.nn.Embedding) and module.weight.shape == table.shape:
-                if torch.equal(module.weight, table):
-                    layers.append(module)
+        longer, layers = torch.cat([table, own]), self._lookups()
         ids = (*row.ids[:start], *range(len(table), len(longer)), *row.ids[end:])
         for module in layers:
             module._parameters.pop("weight")
             module.weight = longer
         try:
-            (gradient,) = torch.autograd.grad(self.loss(term, replace(row, ids=ids)), own)
+            (gradient,) = torch.autograd.grad(self.loss(term, prompt, replace(row, ids=ids)), own)
         finally:
             for module in layers:
                 del module.weight

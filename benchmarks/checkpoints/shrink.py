@@ -48,6 +48,7 @@ KEPT = re.compile(
     r"|pad_vocab|keep_window|attn_temperature|floor_scale|truncate|initial|warmup"
 )
 """Numbers of these names are no sizes, or small ones."""
+SPECIAL_TOKENS = ("bos", "eos", "pad", "cls", "sep", "mask")
 WIDTHS = re.compile(r"^(num_)?kv|key_value")
 
 
@@ -112,14 +113,17 @@ def _value(config: Any, name: str) -> Any:
         return type(config).__dataclass_fields__[name].default
 
 
-def _special_tokens(names: list[str], tokenizer: Any) -> dict[str, int]:
+def _special_tokens(names: list[str], tokenizer: Any) -> dict[str, int | None]:
     """Return the special tokens of a tokenizer, as far as a config asks for such."""
-    found = {}
-    for kind in ("bos", "eos", "pad", "cls", "sep", "mask"):
-        name, token = f"{kind}_token_id", getattr(tokenizer, f"{kind}_token_id")
-        if name in names and (token is not None or kind in ("bos", "eos", "pad")):
-            found[name] = token
-    return found
+    found = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in SPECIAL_TOKENS}
+    for kind, other in (("bos", "cls"), ("eos", "sep")):
+        if found[kind] is None:
+            found[kind] = found[other]
+    kept = {}
+    for kind, token in found.items():
+        if f"{kind}_token_id" in names and (token is not None or kind in ("bos", "eos", "pad")):
+            kept[f"{kind}_token_id"] = token
+    return kept
 
 
 def _small(name: str, value: int, default: Any, vocabulary_size: int) -> int:

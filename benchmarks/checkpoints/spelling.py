@@ -34,7 +34,10 @@ def make(kind: str, size: int = 300, max_length: int | None = 64) -> Any:
     """
     inner, specials, names = PARTS[kind]()
     base = {"vocab_size": size, "special_tokens": specials, "show_progress": False}
+    if kind == "clip":  # its special tokens are the last ones
+        base["special_tokens"] = []
     inner.train_from_iterator(LINES, _trainer(kind, base))
+    inner.add_special_tokens(specials)
     _add_special_tokens(inner, kind)
     if max_length is not None:
         names["model_max_length"] = max_length
@@ -55,6 +58,34 @@ def _byte_bpe_bos() -> Parts:
     inner.decoder = decoders.ByteLevel()
     names = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
     return inner, [*names.values(), "<image>"], names
+
+
+def _clip() -> Parts:
+    inner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    inner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
+    inner.decoder = decoders.BPEDecoder(suffix="</w>")
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    return inner, [start, end], {"bos_token": start, "eos_token": end, "pad_token": end}
+
+
+def _siglip() -> Parts:
+    inner, specials, names = _unigram_end()
+    inner.normalizer = normalizers.Lowercase()
+    return inner, specials, {**names, "pad_token": "</s>", "model_input_names": ["input_ids"]}
+
+
+def _siglip2() -> Parts:
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(" ", "▁")]
+    )
+    inner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    names = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return inner, list(names.values()), names
 
 
 def _roberta() -> Parts:
@@ -108,6 +139,9 @@ PARTS = {
     "byte_bpe": _byte_bpe,
     "byte_bpe_bos": _byte_bpe_bos,
     "roberta": _roberta,
+    "clip": _clip,
+    "siglip": _siglip,
+    "siglip2": _siglip2,
     "llama": _llama,
     "wordpiece": _wordpiece,
     "unigram_end": _unigram_end,
@@ -118,6 +152,9 @@ AROUND = {
     "roberta": "<s> $A </s>",
     "wordpiece": "[CLS] $A [SEP]",
     "unigram_end": "$A </s>",
+    "siglip": "$A </s>",
+    "siglip2": "$A <eos>",
+    "clip": "<|startoftext|> $A <|endoftext|>",
 }
 """The special tokens around a text."""
 
@@ -126,8 +163,10 @@ def _trainer(kind: str, base: dict[str, Any]) -> Any:
     """Return what trains a tokenizer of this kind."""
     if kind == "wordpiece":
         return trainers.WordPieceTrainer(**base)
-    if kind == "unigram_end":
+    if kind in ("unigram_end", "siglip"):
         return trainers.UnigramTrainer(unk_token="<unk>", **base)
+    if kind == "clip":
+        base["end_of_word_suffix"] = "</w>"
     alphabet = pre_tokenizers.ByteLevel.alphabet() if kind in ("byte_bpe", "byte_bpe_bos", "roberta") else []
     return trainers.BpeTrainer(initial_alphabet=alphabet, **base)
 

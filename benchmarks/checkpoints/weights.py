@@ -16,13 +16,15 @@ IDS = range(5, 17)
 
 
 @torch.no_grad()
-def randomise(network: Any, seed: int = 0) -> None:
+def randomise(
+    network: Any, seed: int = 0, spreads: tuple[float, ...] = SPREADS
+) -> None:
     """Draw every weight of a network anew: matrices around 0, others around where they start."""
     network.eval()
     starts = {}
     for name, weight in network.named_parameters():
         starts[name] = weight.nan_to_num().clamp(-2, 2) if weight.ndim < 2 else torch.zeros(())
-    for spread in SPREADS:
+    for spread in spreads:
         generator = torch.Generator().manual_seed(seed)
         for name, weight in network.named_parameters():
             weight.copy_(starts[name] + spread * torch.randn(weight.shape, generator=generator))
@@ -36,7 +38,6 @@ def _growth(network: Any) -> float:
     """Return how much larger a small error in the embeddings is in the output; 0 where the network
     does not read ids alone.
     """
-    layer = network.get_input_embeddings()
     ids = torch.tensor([IDS])
 
     def noisy(_: Any, __: Any, out: Tensor) -> Tensor:
@@ -45,6 +46,7 @@ def _growth(network: Any) -> float:
         return out + NOISE * out.norm() / noise.norm() * noise
 
     try:
+        layer = network.get_input_embeddings()
         plain = network(input_ids=ids)[0]
         with layer.register_forward_hook(noisy):
             changed = network(input_ids=ids)[0]
