@@ -26,6 +26,7 @@ from runs import ROOT, Row, arguments, show
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import supported  # noqa: E402
 import transformers  # noqa: E402
 from checkpoints import causal, classifier, dual, masked, sentence  # noqa: E402
 from checkpoints.family import VERDICTS, Family, Findings, NoReference  # noqa: E402
@@ -43,6 +44,7 @@ def main() -> None:
         __doc__,
         role={"nargs": "+", "default": list(ROLES), "choices": list(ROLES)},
         family={"nargs": "+", "default": [], "help": "names; all families where none is given"},
+        write={"action": "store_true", "help": "write SUPPORTED.md"},
         cache={"type": Path, "default": CACHE, "help": "where checkpoints are kept"},
     )
     console.quiet_libraries()
@@ -57,6 +59,8 @@ def main() -> None:
     show(counts(rows), table, None)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    if options.write:
+        supported.write(rows, ROOT / "SUPPORTED.md")
 
 
 def check(family: Family, cache: Path) -> Row:
@@ -82,7 +86,8 @@ def _checked(family: Family, cache: Path) -> dict[str, Any]:
     except FuseError as error:
         lines = str(error).splitlines()
         verdict = "refused" if len(lines) == 1 else "traceback"
-        return {**findings.row(), "verdict": verdict, "note": str(error)}
+        note = str(error).replace(f"{cache}/", "")
+        return {**findings.row(), "verdict": verdict, "note": note}
     except Exception as error:
         traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]

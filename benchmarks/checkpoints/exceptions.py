@@ -7,7 +7,7 @@ from typing import Any
 SLIDING_GEMMA4 = {"global_head_dim": 16, "num_global_key_value_heads": 2}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "align_vision_model": {
-        "in_channels": [8],
+        "in_channels": [32],
         "out_channels": [16],
         "kernel_sizes": [3],
         "depthwise_padding": [],

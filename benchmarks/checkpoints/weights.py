@@ -10,7 +10,7 @@ from torch import Tensor
 
 SPREADS = (0.25, 0.12, 0.06, 0.03)
 """Standard deviations that are tried: the first with which rounding errors stay small."""
-NOISE, MAX_GROWTH = 1e-5, 30.0
+NOISE, MAX_GROWTH = 1e-5, 10.0
 """Noise of this size in the embeddings may grow so many times on its way to the output."""
 IDS = range(5, 17)
 

@@ -1,0 +1,65 @@
+"""Families of models: tiny checkpoints give the families' own results; the whole matrix in full."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from checkpoints import causal, classifier, dual, masked, sentence
+from checkpoints.family import Family, Findings, NoReference
+
+ROLES = {
+    "causal": causal,
+    "masked": masked,
+    "sentence": sentence,
+    "classifier": classifier,
+    "dual": dual,
+}
+SAMPLE = (
+    ("causal", "llama"),
+    ("causal", "gemma2"),
+    ("causal", "mamba"),
+    ("causal", "nemotron"),
+    ("masked", "bert"),
+    ("classifier", "gpt2"),
+    ("classifier", "bert, several at once"),
+    ("dual", "clip"),
+)
+
+
+def family(role: str, name: str) -> Family:
+    return next(one for one in ROLES[role].families() if one.name == name)
+
+
+def findings(one: Family, folder: Path) -> dict[str, Any]:
+    """Make a checkpoint, and compare it."""
+    one.build(folder)
+    found = Findings()
+    one.check(folder, found)
+    return found.row()
+
+
+@pytest.mark.parametrize(("role", "name"), SAMPLE)
+def test_a_family_gives_its_own_results(role: str, name: str, tmp_path: Path) -> None:
+    found = findings(family(role, name), tmp_path)
+    assert found["verdict"] == "right", found["note"]
+    assert {"ids", "loss", "gradient", "search"} <= set(found["errors"])
+
+
+def test_a_network_that_is_not_its_reference_is_told(tmp_path: Path, monkeypatch: Any) -> None:
+    one = family("causal", "llama")
+    loss = causal.CausalReference.loss
+    monkeypatch.setattr(causal.CausalReference, "loss", lambda *given: loss(*given) * 1.001)
+    found = findings(one, tmp_path)
+    assert found["verdict"] == "wrong" and "loss" in found["note"]
+
+
+def test_what_a_family_cannot_read_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(NoReference):
+        family("causal", "llama").check(tmp_path, Findings())
