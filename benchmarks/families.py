@@ -28,14 +28,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import supported  # noqa: E402
 import transformers  # noqa: E402
-from checkpoints import causal, classifier, dual, masked, sentence  # noqa: E402
+from checkpoints import captioner, causal, classifier, dual, masked, sentence  # noqa: E402
 from checkpoints.family import VERDICTS, Family, Findings, NoReference  # noqa: E402
 from checkpoints.sandbox import run_in_child  # noqa: E402
 
 from fuse import FuseError  # noqa: E402
 from fuse.app import console  # noqa: E402
 
-ROLES = {"causal": causal, "masked": masked, "sentence": sentence, "classifier": classifier, "dual": dual}
+ROLES = {"causal": causal, "masked": masked, "sentence": sentence, "classifier": classifier, "dual": dual, "captioner": captioner}
 CACHE = Path.home() / ".cache" / "fuse" / "families"
 
 

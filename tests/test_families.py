@@ -23,7 +23,6 @@ ROLES = {
 }
 SAMPLE = (
     ("causal", "llama"),
-    ("causal", "gemma2"),
     ("causal", "mamba"),
     ("causal", "nemotron"),
     ("masked", "bert"),
@@ -53,9 +52,9 @@ def test_a_family_gives_its_own_results(role: str, name: str, tmp_path: Path) ->
 
 
 def test_a_network_that_is_not_its_reference_is_told(tmp_path: Path, monkeypatch: Any) -> None:
-    one = family("causal", "llama")
-    loss = causal.CausalReference.loss
-    monkeypatch.setattr(causal.CausalReference, "loss", lambda *given: loss(*given) * 1.001)
+    one = family("classifier", "gpt2")
+    loss = classifier.ClassifierReference.loss
+    monkeypatch.setattr(classifier.ClassifierReference, "loss", lambda *g: loss(*g) * 1.001)
     found = findings(one, tmp_path)
     assert found["verdict"] == "wrong" and "loss" in found["note"]
 

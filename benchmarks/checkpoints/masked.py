@@ -71,7 +71,7 @@ class MaskedReference(Reference):
         self, term: fuse.Term, prompt: str, row: Any, embeddings: Tensor | None = None
     ) -> Tensor:
         """Return the mean of -log p over the prompt: the pseudo log-likelihood."""
-        mask_id = self.tokenizer.mask_token_id
+        mask_id, labels = self.tokenizer.mask_token_id, term.encode([prompt])[0].ids
         found = []
         for position in range(*row.free):
             ids = torch.tensor(row.ids)
@@ -81,7 +81,7 @@ class MaskedReference(Reference):
                 mask = self.layer(torch.full((1, len(ids)), mask_id))[0].detach()
                 read = torch.where(here[:, None], mask, embeddings)
             logits = self.run(torch.where(here, mask_id, ids), read).logits[0, position]
-            found.append(-logits.float().log_softmax(-1)[row.ids[position]])
+            found.append(-logits.float().log_softmax(-1)[labels[position]])
         return torch.stack(found).mean()
 
 

@@ -22,7 +22,7 @@ Parts = tuple[Any, list[str], dict[str, Any]]
 """A tokenizer without tokens, its special tokens, and their names."""
 
 
-def make(kind: str, size: int = 300, max_length: int | None = 64) -> Any:
+def make(kind: str, size: int = 300, max_length: int | None = 64, **more: Any) -> Any:
     """Train a tokenizer of this kind.
 
     byte_bpe: as GPT-2's, no token before a text. byte_bpe_bos: as Llama 3's, a start token.
@@ -31,6 +31,7 @@ def make(kind: str, size: int = 300, max_length: int | None = 64) -> Any:
 
     Args:
         max_length: what the tokenizer tells of the longest text; None for nothing.
+        more: further arguments of the tokenizer.
     """
     inner, specials, names = PARTS[kind]()
     base = {"vocab_size": size, "special_tokens": specials, "show_progress": False}
@@ -41,7 +42,7 @@ def make(kind: str, size: int = 300, max_length: int | None = 64) -> Any:
     _add_special_tokens(inner, kind)
     if max_length is not None:
         names["model_max_length"] = max_length
-    return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="right", **names)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="right", **names, **more)
 
 
 def _byte_bpe() -> Parts:
