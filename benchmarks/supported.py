@@ -12,18 +12,22 @@ from runs import Row
 
 HEAD = """# Supported families
 
-Written by `python benchmarks/families.py --write`; do not edit. Each row is a tiny checkpoint with random weights,
-of a family that transformers {version} loads for the role. It is compared with the family's own forward pass, loaded
-plainly, one row at a time without a cache:
+Written by `python benchmarks/families.py --write`; do not edit. Each row is a tiny checkpoint with
+random weights, of a family that transformers {version} loads for the role. It is compared with the
+family's own forward pass, loaded plainly, one row at a time without a cache:
 
-- *right*: the ids of a text, its loss, its gradient by one-hot tokens, the longest prompt, the losses with and without
-  prefix cache and packing, and those of all candidates of a short search are equal to 1e-4;
+- *right*: the ids of a text, its loss, its gradient by one-hot tokens, the longest prompt, the
+  losses with and without prefix cache and packing, and those of all candidates of a short search
+  are equal to 1e-4;
 - *refused*: one line says why, before a search begins;
-- *wrong*, *traceback*: faults that are known; *no reference*: the family's own code does not read such a checkpoint.
+- *wrong*, *traceback*: faults that are known;
+- *no reference*: the family's own code does not read such a checkpoint.
 
-`cache`: a prefix cache is used; `packing`: rows are packed into one. Each is tried on the network at hand when it is
-loaded. Tokenizers are small ones, trained on a few lines: byte_bpe (as GPT-2's), byte_bpe_bos (as Llama 3's), llama
-(as SentencePiece's), roberta, wordpiece (as BERT's), unigram_end (as T5's), clip, siglip.
+`cache`: a prefix cache is used; `packing`: rows are packed into one. Each is tried on the network
+at hand when it is loaded. Tokenizers are small ones, trained on a few lines: byte_bpe (as GPT-2's),
+byte_bpe_bos (as Llama 3's), llama (as SentencePiece's), roberta, wordpiece (as BERT's), unigram_end
+(as T5's), clip, siglip, siglip2. "As an encoder" are checkpoints that see the future, to be refused
+as language models.
 """
 MAX_NOTE = 160
 
