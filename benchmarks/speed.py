@@ -10,7 +10,12 @@ The published FUSE code is not run: it scored 12.5 (GCG) and 20.5 (AutoDAN) cand
 one core of 92 GFLOP/s, and its PEZ took 0.36 s a step; these figures are scaled by the speed of
 this machine's product.
 
+On a GPU the case gcg alone is run, of all models of random weights; peak_fraction then counts
+products of the type given, and MB are those that torch allocated on the GPU. Where no package index
+is at hand, --site names folders that hold the peers' packages (pip install --target).
+
     python benchmarks/speed.py --tokenizers DIR --quick
+    python benchmarks/speed.py --tokenizers DIR --device cuda --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -20,14 +25,16 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import venv
+from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers.measured import peak_megabytes
+import torch
+from peers.measured import clock, forget_peak, peak_megabytes
+from random_models import CHAT, LMS, layer_weights, save_clip, save_lm
 from runs import Row, arguments, mean, show
 
 PEERS = {
@@ -39,7 +46,11 @@ PREFIX, LABEL = "Describe:", " a red house stands in the snow"
 GCG = {"run": "gcg", "prefix": PREFIX, "init": " x" * 20, "top_k": 256}
 LABELS = (" in the snow.", " a small boat.", " by the sea.")
 SEEDS = 3
-CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+WARM_UP = {"cpu": 1, "cuda": 3}
+"""Steps that are not timed."""
+MODELS = {"cpu": "6x384,12x768", "cuda": ",".join(LMS)}
+WIDTHS = {"cpu": (64, 256), "cuda": (64, 256, 512)}
+"""The numbers of candidates that each model is measured with."""
 
 
 def main() -> None:
@@ -58,66 +69,102 @@ def main() -> None:
             "action": "store_true",
             "help": "fewer steps and sizes; under 10 minutes once the environments are made",
         },
-        cases={"default": "gcg,prefix,goal,joint,pez", "help": "which of them to run"},
+        cases={"help": "which of gcg, prefix, goal, joint, pez to run (default: all)"},
+        device={"default": "cpu", "choices": ["cpu", "cuda"]},
+        dtype={"default": "float32", "choices": ["float32", "bfloat16"]},
+        models={"help": f"those of gcg, of {', '.join(LMS)}"},
+        peers={"default": ",".join(PEERS), "help": "those of gcg"},
+        batch_size={"type": int, "default": 128, "help": "ours (default 128)"},
+        site={
+            "action": "append",
+            "default": [],
+            "metavar": "PEER=DIR",
+            "help": "a folder with a peer's packages, instead of an environment; may be repeated",
+        },
         task={"help": "(the run of one process)"},
     )
     if options.task:
-        task = json.loads(options.task)
-        print(json.dumps(RUNS[task["run"]](task)))
+        print(json.dumps([RUNS[task["run"]](task) for task in json.loads(options.task)]))
         return
+    cases = (options.cases or ("gcg" if options.device == "cuda" else ",".join(CASES))).split(",")
+    if options.device == "cuda" and cases != ["gcg"]:
+        raise SystemExit(f"--cases {options.cases}: on a GPU gcg alone is measured")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows += [
-            row for name in options.cases.split(",") for row in CASES[name](options, Path(folder))
-        ]
-    show("speed", rows, options.json)
+        rows += [row for name in cases for row in CASES[name](options, Path(folder))]
+    show(f"speed on {hardware(options.device)}, {options.dtype}", rows, options.json)
+
+
+def hardware(device: str) -> str:
+    """The name of a device, and the version of torch."""
+    name = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
+    return f"{name}, torch {torch.__version__}"
 
 
 def gcg_rows(options: Any, folder: Path) -> list[Row]:
     """GCG on a language model alone, beside each peer."""
     rows = []
-    sizes = [(6, 384, 64), (6, 384, 256), (12, 768, 64)] + [(12, 768, 256)] * (not options.quick)
-    for layers, width, candidates in sizes:
-        task = {
-            **GCG,
-            "model": str(save_lm(folder, options.tokenizers, layers, width)),
-            "label": LABEL,
-            "search_width": candidates,
-            "steps": 4 if options.quick else 10,
-            "threads": options.threads,
-        }
-        peers = {
-            name: run(
-                task,
-                environment(options.environments, name),
-                Path(__file__).parent / f"peers/gcg_{name}.py",
-            )
-            for name in PEERS
-        }
-        ours = run({**task, "texts": {name: peer["text"] for name, peer in peers.items()}})
-        rows += [
-            row(f"gcg {layers}x{width}, {candidates}", name, ours, peer["per_second"])
-            | {
-                "loss_gap": abs(ours["losses"][name] - peer["loss"]),
-                "ours_mb": ours["peak_mb"],
-                "peer_mb": peer["peak_mb"],
-            }
-            for name, peer in peers.items()
+    for shape in (options.models or MODELS[options.device]).split(","):
+        dtype = getattr(torch, options.dtype)
+        model = save_lm(folder, options.tokenizers, shape, options.device, dtype)
+        widths = WIDTHS[options.device][: 1 if options.quick and shape != "6x384" else None]
+        tasks = [{**gcg_task(options, model), "search_width": width} for width in widths]
+        # On a CPU a process measures the peak of one task
+        groups = [tasks] if options.device == "cuda" else [[task] for task in tasks]
+        for group in groups:
+            rows += compared(options, shape, group)
+    return rows
+
+
+def gcg_task(options: Any, model: Path) -> dict[str, Any]:
+    """What all runs of GCG on a model have in common."""
+    warm_up = WARM_UP[options.device]
+    return {
+        **GCG,
+        "model": str(model),
+        "label": LABEL,
+        "search_width": 64,
+        "warm_up": warm_up,
+        "steps": warm_up + (3 if options.quick else 9),
+        "threads": options.threads,
+        "device": options.device,
+        "dtype": options.dtype,
+        "batch_size": options.batch_size,
+    }
+
+
+def compared(options: Any, shape: str, tasks: list[dict[str, Any]]) -> list[Row]:
+    """Our runs of some tasks of one model beside each peer's."""
+    peers = {}
+    for name in filter(None, options.peers.split(",")):
+        script = Path(__file__).parent / f"peers/gcg_{name}.py"
+        peers[name] = run_all(tasks, environment(options, name), script)
+    ours = run_all(
+        [
+            {**task, "texts": {name: found[i]["text"] for name, found in peers.items()}}
+            for i, task in enumerate(tasks)
         ]
+    )
+    rows = []
+    for i, (task, own) in enumerate(zip(tasks, ours, strict=True)):
+        case = f"gcg {shape}, {task['search_width']}"
+        for name, found in peers.items():
+            rows.append(
+                row(case, name, own, found[i]["per_second"])
+                | {
+                    "loss_gap": abs(own["losses"][name] - found[i]["loss"]),
+                    "ours_mb": own["peak_mb"],
+                    "peer_mb": found[i]["peak_mb"],
+                }
+            )
+        if not peers:
+            rows.append(row(case, "none", own, nan))
     return rows
 
 
 def prefix_rows(options: Any, folder: Path) -> list[Row]:
     """A long prefix beside a short one, both ours."""
-    model = str(save_lm(folder, options.tokenizers, 6, 384))
-    task = {
-        **GCG,
-        "model": model,
-        "label": LABEL,
-        "search_width": 64,
-        "steps": 4 if options.quick else 10,
-        "threads": options.threads,
-    }
+    task = gcg_task(options, save_lm(folder, options.tokenizers, "6x384"))
     short, long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100))
     return [row("gcg 6x384, 64, prefix of 300 tokens", "prefix of 3", long, short["per_second"])]
 
@@ -136,8 +183,7 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
     tokenizer.save_pretrained(folder / "lm")
     AutoModelForCausalLM.from_pretrained(demo).float().save_pretrained(folder / "lm")
     trained = {
-        **GCG,
-        "model": str(folder / "lm"),
+        **gcg_task(options, folder / "lm"),
         "init": " a" * 20,
         "search_width": 64 if options.quick else 256,
     }
@@ -145,27 +191,17 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
         "demo LM": [{**trained, "label": label} for label in LABELS[: 1 if options.quick else None]]
     }
     if not options.quick:
-        tasks["6x384"] = [
-            {
-                **GCG,
-                "model": str(save_lm(folder, options.tokenizers, 6, 384)),
-                "search_width": 64,
-                "label": LABEL,
-            }
-        ]
+        tasks["6x384"] = [gcg_task(options, save_lm(folder, options.tokenizers, "6x384"))]
     rows = []
     python, script = (
-        environment(options.environments, "nanogcg"),
+        environment(options, "nanogcg"),
         Path(__file__).parent / "peers/gcg_nanogcg.py",
     )
     for model, those in tasks.items():
         seconds: dict[str, list[float]] = {"nanogcg": [], "exact": [], "probe": []}
         last: dict[str, Row] = {}
         for task in those:
-            seeded = [
-                {**task, "threads": options.threads, "seed": seed}
-                for seed in range(1 if options.quick else SEEDS)
-            ]
+            seeded = [{**task, "seed": seed} for seed in range(1 if options.quick else SEEDS)]
             peers = [run({**one, "steps": 100}, python, script) for one in seeded]
             goal = median(peer["loss"] for peer in peers)
             reached = [
@@ -206,7 +242,7 @@ def goal_rows(options: Any, folder: Path) -> list[Row]:
 def joint_rows(options: Any, folder: Path) -> list[Row]:
     """A language model and a CLIP, by GCG and by AutoDAN."""
     lm, clip = (
-        save_lm(folder, options.tokenizers, 6, 384),
+        save_lm(folder, options.tokenizers, "6x384"),
         save_clip(folder, options.tokenizers, 6, 256),
     )
     rows = []
@@ -264,96 +300,60 @@ def row(case: str, peer: str, ours: Row, peer_per_second: float) -> Row:
     }
 
 
-def run(
-    task: dict[str, Any], python: Path = Path(sys.executable), script: Path = Path(__file__)
-) -> Row:
-    """What a process of its own prints last."""
-    given = (
-        [json.dumps(task)]
-        if script != Path(__file__)
-        else ["--task", json.dumps(task), "--threads", str(task["threads"])]
-    )
-    threads = {name: str(task["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+@dataclass(frozen=True)
+class Environment:
+    """A Python, and the folder of packages that it looks into first."""
+
+    python: Path = Path(sys.executable)
+    site: str | None = None
+
+
+OURS = Environment()
+
+
+def run(task: dict[str, Any], where: Environment = OURS, script: Path = Path(__file__)) -> Row:
+    """What a process of its own says of a task."""
+    return run_all([task], where, script)[0]
+
+
+def run_all(
+    tasks: list[dict[str, Any]], where: Environment = OURS, script: Path = Path(__file__)
+) -> list[Row]:
+    """What a process of its own prints last: a row for each task."""
+    given, count = [json.dumps(tasks)], str(tasks[0]["threads"])
+    if script == Path(__file__):
+        given = ["--task", *given, "--threads", count]
+    own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    # USE_FLAX: transformers would import what a peer's environment may hold besides
+    own |= {"TOKENIZERS_PARALLELISM": "false", "USE_FLAX": "0"}
+    if tasks[0].get("device", "cpu") == "cpu":
+        own["CUDA_VISIBLE_DEVICES"] = ""
+    if where.site is not None:
+        own["PYTHONPATH"] = where.site
     done = subprocess.run(
-        [python, script, *given],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **threads, **quiet},
+        [where.python, script, *given], capture_output=True, text=True, env={**os.environ, **own}
     )
     if done.returncode:
         raise SystemExit(f"{script.name} failed:\n{done.stderr[-3000:]}")
-    result: Row = json.loads(done.stdout.splitlines()[-1])
+    result: list[Row] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def environment(folder: Path, name: str) -> Path:
-    """The Python of a peer's environment, with our version of torch; made on first use."""
-    import torch
-
-    python = folder / name / "bin/python"
+def environment(options: Any, name: str) -> Environment:
+    """A peer's packages: in a folder given, or in an environment of its own, which is made on first
+    use with our version of torch.
+    """
+    sites = dict(entry.split("=", 1) for entry in options.site)
+    if name in sites:
+        return Environment(site=sites[name])
+    folder = options.environments / name
+    python = folder / "bin/python"
     if not python.exists():
-        print(f"making {python.parent.parent}", file=sys.stderr)
-        venv.create(folder / name, with_pip=True)
+        print(f"making {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True)
         packages = [f"torch=={torch.__version__.partition('+')[0]}", *PEERS[name]]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-    return python
-
-
-def save_lm(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
-    """A GPT-2 of random weights."""
-    import torch
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    path = folder / f"lm-{layers}x{width}"
-    if not path.exists():
-        torch.manual_seed(0)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizers / "gpt2")
-        tokenizer.chat_template = CHAT
-        tokenizer.save_pretrained(path)
-        GPT2LMHeadModel(
-            GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
-        ).save_pretrained(path)
-    return path
-
-
-def save_clip(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
-    """A CLIP of random weights, its text tower of this size."""
-    import torch
-    from transformers import (
-        AutoTokenizer,
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPTextConfig,
-        CLIPVisionConfig,
-    )
-
-    path = folder / f"clip-{layers}x{width}"
-    if not path.exists():
-        torch.manual_seed(0)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizers / "clip")
-        end = tokenizer.eos_token_id
-        text = CLIPTextConfig(
-            num_hidden_layers=layers, hidden_size=width, intermediate_size=4 * width,
-            num_attention_heads=width // 64,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end,
-        )  # fmt: skip
-        vision = CLIPVisionConfig(
-            num_hidden_layers=1,
-            hidden_size=64,
-            intermediate_size=64,
-            num_attention_heads=1,
-            image_size=32,
-        )
-        tokenizer.save_pretrained(path)
-        CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ).save_pretrained(path)
-        CLIPModel(
-            CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
-        ).save_pretrained(path)
-    return path
+    return Environment(python)
 
 
 # What follows runs in a process of its own.
@@ -361,15 +361,16 @@ def save_clip(folder: Path, tokenizers: Path, layers: int, width: int) -> Path:
 
 def run_gcg(task: dict[str, Any]) -> Row:
     """Steps of GCG that elicit a label, and our losses of the peers' results."""
-    import torch
-
     import fuse
     from fuse.registry import METHODS
 
-    gflops = matrix_speed()
-    lm = fuse.CausalLM.load(task["model"])
+    device, dtype = task["device"], getattr(torch, task["dtype"])
+    gflops = matrix_speed(device, dtype)
+    lm = fuse.CausalLM.load(task["model"], device=device, dtype=dtype)
+    forget_peak()
     lm.vocabulary.head = ()  # as the peers have it
-    term = fuse.Term(lm, fuse.CrossEntropy(task["label"]), prefix=task["prefix"])
+    loss = fuse.CrossEntropy(task["label"])
+    term = fuse.Term(lm, loss, prefix=task["prefix"], batch_size=task["batch_size"])
     objective = fuse.Objective(term)
     method = METHODS["gcg"](
         search_width=task["search_width"],
@@ -389,32 +390,38 @@ def run_gcg(task: dict[str, Any]) -> Row:
         stop_loss=task.get("stop_loss"),
         generator=generator,
     )
+    costs = report(result, gflops, task["warm_up"])
     spelled = {
         name: term.with_surroundings([lm.vocabulary.encode_ids([text])[0]])
         for name, text in task.get("texts", {}).items()
     }
     losses = {name: float(term.engine.score(rows)[0]) for name, rows in spelled.items()}
-    network = lm.network.config
-    body, head = 24 * network.n_layer * network.n_embd**2, 2 * network.n_embd * network.vocab_size
     label = len(lm.vocabulary.encode_ids([task["label"]])[0])
+    operations = gcg_operations(
+        lm.network.config, counted.changed()[task["warm_up"] :], len(result.free_ids), label
+    )
+    seconds = timed_seconds(result, task["warm_up"])
+    return {**costs, "losses": losses, "peak_fraction": operations / seconds / gflops / 1e9}
+
+
+def gcg_operations(config: Any, changed: list[list[int]], free: int, label: int) -> float:
+    """The operations of GCG's steps whose result is read.
+
+    Args:
+        changed: for each step and candidate the number of tokens from the first changed one on.
+        free, label: how many tokens the prompt and the label have.
+    """
+    body, head = 2 * layer_weights(config), 2 * config.hidden_size * config.vocab_size
     # From each candidate's first changed token on to the last but one, and the pass forth and back
     # that the gradient takes
-    read = sum(sum(changed) + (label - 1) * len(changed) for changed in counted.changed[1:])
-    scored = sum(map(len, counted.changed[1:]))
-    gradient = 3 * ((len(result.free_ids) + label - 1) * body + label * head)
-    operations = read * body + scored * label * head + (len(counted.changed) - 1) * gradient
-    seconds = result.trace[-1].seconds - result.trace[0].seconds
-    return {
-        **report(result, gflops),
-        "losses": losses,
-        "peak_fraction": operations / seconds / gflops / 1e9,
-    }
+    read = sum(sum(step) + (label - 1) * len(step) for step in changed)
+    scored = sum(map(len, changed))
+    gradient = 3 * ((free + label - 1) * body + label * head)
+    return read * body + scored * label * head + len(changed) * gradient
 
 
 def run_joint(task: dict[str, Any]) -> Row:
     """Steps that look at a picture and keep the text fluent."""
-    import torch
-
     import fuse
     from fuse.registry import ADAPTERS, METHODS
     from fuse.search.strategies import Beam
@@ -462,31 +469,31 @@ def run_pez(task: dict[str, Any]) -> Row:
         METHODS["pez"](prompt_length=16, steps=task["steps"]),
     )
     found = report(result, gflops)
-    found["per_second"] = (len(result.trace) - 1) / (
-        result.trace[-1].seconds - result.trace[0].seconds
-    )
+    found["per_second"] = (len(result.trace) - 1) / timed_seconds(result, 1)
     return found
 
 
 class Counted:
-    """A method, and for each of its steps and candidates the number of tokens from the first
-    changed one on.
-    """
+    """A method that keeps its candidates, and the rows of the beam that they come from."""
 
     def __init__(self, method: Any) -> None:
         self.method = method
-        self.changed: list[list[int]] = []
+        self.proposed: list[tuple[Any, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.method, name)
 
     def propose(self, state: Any, beam: Any, *others: Any) -> Any:
         candidates = self.method.propose(state, beam, *others)
-        changed = []
-        for row in candidates.ids:
-            changed.append(min(len(row) - shared(row, one) for one in beam))
-        self.changed.append(changed)
+        self.proposed.append((candidates.ids, list(beam)))
         return candidates
+
+    def changed(self) -> list[list[int]]:
+        """For each step and candidate the number of tokens from the first changed one on."""
+        found = []
+        for ids, beam in self.proposed:
+            found.append([min(len(row) - shared(row, one) for one in beam) for row in ids])
+        return found
 
 
 def shared(row: tuple[int, ...], other: tuple[int, ...]) -> int:
@@ -497,25 +504,29 @@ def shared(row: tuple[int, ...], other: tuple[int, ...]) -> int:
     )
 
 
-def matrix_speed(size: int = 1024) -> float:
-    """GFLOP/s of a square float32 product, the best of several."""
-    import torch
-
-    a, best = torch.randn(size, size), float("inf")
+def matrix_speed(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of a square product, the best of several."""
+    size = 1024 if device == "cpu" else 8192
+    a, best = torch.randn(size, size, device=device, dtype=dtype), inf
     for _ in range(30):
-        began = time.perf_counter()
+        began = clock()
         a @ a
-        best = min(best, time.perf_counter() - began)
+        best = min(best, clock() - began)
     return 2 * size**3 / best / 1e9
 
 
-def report(result: Any, gflops: float) -> Row:
-    """All steps but the first, which warms up."""
-    first, last = result.trace[0], result.trace[-1]
+def timed_seconds(result: Any, warm_up: int) -> float:
+    """How long all steps took but the first ones, which warm up."""
+    return max(result.trace[-1].seconds - result.trace[warm_up - 1].seconds, 1e-9)
+
+
+def report(result: Any, gflops: float, warm_up: int = 1) -> Row:
+    """What the steps cost, but for the first ones."""
+    first, last = result.trace[warm_up - 1], result.trace[-1]
+    seconds = timed_seconds(result, warm_up)
     return {
-        "per_second": (last.evaluations - first.evaluations)
-        / max(last.seconds - first.seconds, 1e-9),
-        "step_seconds": (last.seconds - first.seconds) / max(1, len(result.trace) - 1),
+        "per_second": (last.evaluations - first.evaluations) / seconds,
+        "step_seconds": seconds / max(1, len(result.trace) - warm_up),
         "seconds": result.seconds,
         "gflops": gflops,
         "peak_mb": peak_megabytes(),

@@ -7,6 +7,7 @@ through `inputs.labels`, so that the gradient by one-hot tokens holds both roles
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -158,27 +159,50 @@ class VectorLoss(Loss[VectorModel]):
         return self.at(model.vector(inputs))
 
 
+def direction(vector: Tensor, key: str = "target") -> Float[Tensor, " e"]:
+    """Return a vector at unit length.
+
+    Raises:
+        FuseError: it is no single row of finite numbers that are not all 0; the message has the
+            key.
+    """
+    vector = vector.float()
+    length = float(vector.norm())
+    if vector.ndim != 1 or not 0 < length < math.inf:
+        raise FuseError(
+            f"{key}: a vector of shape {list(vector.shape)} and length {length} has no "
+            "direction; give one row of finite numbers that are not all 0"
+        )
+    return normalize(vector, dim=-1)
+
+
 @dataclass(frozen=True)
 class CosineDistance(VectorLoss):
     """Compare meanings: 1 - cos(the text's vector, target), between 0 and 2.
 
     Args:
         target: a vector of whatever length.
+        key: what errors call it.
 
     Raises:
-        FuseError: the target has no direction.
+        FuseError: the target has no direction; where it is compared, that it is not as wide as the
+            model's vectors.
     """
 
     target: Float[Tensor, " e"]
+    key: str = "target"
 
     def __post_init__(self) -> None:
-        length = float(self.target.norm())
-        if not 0 < length < float("inf"):
-            raise FuseError(f"target: a vector of length {length} has no direction; give another")
-        object.__setattr__(self, "target", normalize(self.target, dim=-1))
+        object.__setattr__(self, "target", direction(self.target, self.key))
 
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        return 1 - normalize(vectors, dim=-1) @ self.target
+        if vectors.shape[-1] != len(self.target):
+            width = vectors.shape[-1]
+            raise FuseError(
+                f"{self.key}: a vector of {len(self.target)} numbers, expected {width}, "
+                "as many as the model's own have; make it with the same model"
+            )
+        return 1 - normalize(vectors, dim=-1) @ self.target.to(vectors)
 
 
 @dataclass(frozen=True)
@@ -193,6 +217,20 @@ class ClassNLL(VectorLoss):
 
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         return -vectors[:, self.target]
+
+
+@dataclass(frozen=True)
+class SquaredDistance(VectorLoss):
+    """Measure a rating: (rating - target)^2, of a classifier with one output.
+
+    Args:
+        target: the rating that is sought.
+    """
+
+    target: float
+
+    def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        return (vectors[:, 0] - self.target).square()
 
 
 LM_LOSSES: dict[str, type[Any]] = {

@@ -208,7 +208,9 @@ def _in_words(hint: Any) -> str:
         return " or ".join(_in_words(part) for part in get_args(hint))
     if get_origin(hint) in (tuple, list, Sequence):
         known = _choices(hint)
-        return f"a list of different ones of {', '.join(known)}" if known else "a list of texts"
+        if known:
+            return f"a list of different ones of {', '.join(known)}"
+        return f"a list, each {_in_words(get_args(hint)[0])}"
     plain = {
         int: "a whole number",
         float: "a number",
@@ -225,7 +227,8 @@ def _range(limits: Sequence[Any]) -> str:
     above = next((part.gt for part in limits if isinstance(part, Gt)), None)
     high = next((part.le for part in limits if isinstance(part, Le)), None)
     below = next((part.lt for part in limits if isinstance(part, Lt)), None)
-    end = "" if high is None else f"{high:g}" if high > MAX_COUNT else f"{high}"
+    is_large = isinstance(high, int | float) and high > MAX_COUNT
+    end = "" if high is None else f"{high:g}" if is_large else f"{high}"
     if below is not None:
         end = f"below {below}"
     if low is not None:

@@ -82,6 +82,7 @@ LM_LOSSES = Registry({
 VECTOR_LOSSES = Registry({
     "cosine_distance": "fuse.losses:CosineDistance",
     "class_nll": "fuse.losses:ClassNLL",
+    "squared_distance": "fuse.losses:SquaredDistance",
 })  # fmt: skip
 """Losses of models that map a text to one vector."""
 
@@ -92,5 +93,6 @@ MODELS = Registry({
     "sentence": "fuse.models.sentence:SentenceEncoder",
     "classifier": "fuse.models.classifier:Classifier",
     "masked_lm": "fuse.models.masked_lm:MaskedLM",
+    "image_text": "fuse.models.image_text:ImageText",
 })  # fmt: skip
 """Kinds of models, by their names in `kind` of an entry in `conf/primary` and `conf/secondary`."""

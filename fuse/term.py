@@ -87,6 +87,11 @@ class Term:
                 f"prefix, suffix, label: they take {fixed} of the {limit} tokens that "
                 "the model reads; shorten them"
             )
+        if not self.vocabulary.knows(self.surroundings.ids):
+            raise FuseError(
+                f"prefix, suffix, label: they hold token {max(self.surroundings.ids)}, and the "
+                f"network knows {len(self.vocabulary)} tokens; leave its special token out"
+            )
 
     @property
     def max_free_tokens(self) -> int:
@@ -116,8 +121,11 @@ class Term:
         return [self.surroundings.with_free_ids(tuple(row)) for row in rows]
 
     def fits(self, encoded: Sequence[Encoded]) -> list[bool]:
-        """Whether each row has no more tokens than the model reads."""
-        return [len(row.ids) <= self.vocabulary.max_length for row in encoded]
+        """Whether each row has no more tokens than the model reads, and none that it lacks."""
+        vocabulary, found = self.vocabulary, []
+        for row in encoded:
+            found.append(len(row.ids) <= vocabulary.max_length and vocabulary.knows(row.ids))
+        return found
 
     def score(self, rows: Sequence[Encoded]) -> Float[Tensor, " n"]:
         """Return the loss of every row, without the weight."""

@@ -64,6 +64,11 @@ def known_config_with_code(folder: Path, canary: Path) -> None:
     changed(folder / "config.json", auto_map=AUTO)
 
 
+def known_network_with_code(folder: Path, canary: Path) -> None:
+    auto = {name: AUTO[name] for name in ("AutoConfig", "AutoModel")}
+    changed(folder / "config.json", auto_map=auto)
+
+
 def own_tokenizer(folder: Path, canary: Path) -> None:
     auto = {"AutoTokenizer": ["own.Own", "own.Own"]}
     changed(folder / "tokenizer_config.json", auto_map=auto, tokenizer_class="Own")
@@ -153,6 +158,32 @@ def open_clip_tower_from_elsewhere(folder: Path, canary: Path) -> None:
     text_settings(folder, hf_model_name="somebody/else")
 
 
+def sentence_modules(folder: Path, first: str = "sentence_transformers.models.Transformer") -> None:
+    """Make a folder one of sentence-transformers."""
+    second = "sentence_transformers.models.Pooling"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": first},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": second},
+    ]
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "modules.json").write_text(json.dumps(modules))
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    changed(folder / "1_Pooling/config.json", embedding_dimension=width)
+
+
 def own_module(folder: Path, canary: Path) -> None:
-    module = {"idx": 0, "name": "0", "path": "", "type": "own.Transformer"}
-    (folder / "modules.json").write_text(json.dumps([module]))
+    sentence_modules(folder, "own.Transformer")
+
+
+def own_transformer(folder: Path, canary: Path) -> None:
+    own_config(folder, canary)
+    changed(folder / "sentence_bert_config.json", model_args={"trust_remote_code": True})
+
+
+def pickled_projection(folder: Path, canary: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    kind = "sentence_transformers.models.Dense"
+    modules.append({"idx": 2, "name": "2", "path": "2_Dense", "type": kind})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    torch.save({"weight": Pickled(canary)}, folder / "2_Dense/pytorch_model.bin")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-import fuse
-from fuse.app.check import check, keys_of
+from fuse.app.check import keys_of, mistakes
 from fuse.app.config import compose
+from fuse.app.main import main
+from fuse.app.overrides import groups
+from fuse.app.schema import verbatim_keys
+from fuse.app.session import Session
 
 COMMANDS = [
     [],
@@ -68,11 +75,145 @@ def leaves(config: dict[str, Any]) -> Iterator[str]:
 
 def lines_of(config: dict[str, Any]) -> list[str]:
     """Return what a check says; nothing where all is right."""
-    try:
-        check(config)
-    except fuse.FuseError as error:
-        return str(error).splitlines()
-    return []
+    lines = mistakes(config)
+    assert not [line for line in lines if "\n" in line]
+    return lines
+
+
+class Command:
+    """The command line in this process; a bad input ends it before anything is searched for."""
+
+    def __init__(
+        self, folder: Path, patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]
+    ) -> None:
+        self.folder, self._patch, self._captured = folder, patch, captured
+
+    def refused(self, *arguments: str) -> list[str]:
+        """Return the lines about a command line that has to be refused."""
+
+        def search(*_: object) -> None:
+            raise AssertionError("a search began")
+
+        folders = [f"hydra.run.dir={self.folder}", f"hydra.sweep.dir={self.folder}"]
+        handlers, hook = list(logging.root.handlers), sys.excepthook
+        with self._patch.context() as patch:
+            patch.setattr(Session, "_find_together", search)
+            patch.setattr(sys, "argv", ["find_prompt.py", *arguments, *folders])
+            try:
+                with pytest.raises(SystemExit) as ended:
+                    main()
+            finally:
+                logging.root.handlers[:], sys.excepthook = handlers, hook
+        lines = self._captured.readouterr().err.splitlines()
+        assert ended.value.code == 2, (arguments, lines)
+        assert lines and all(line.startswith("error: ") for line in lines), lines
+        assert all(line.isprintable() and len(line) < 600 for line in lines)
+        assert not list(self.folder.rglob("*.json*"))
+        return [line.removeprefix("error: ") for line in lines]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+TYPED = {
+    "[[1],[2]]": [[1], [2]],
+    "[null]": [None],
+    "nan": float("nan"),
+    "-1e30": -1e30,
+    "'\x1b[2J'": "\x1b[2J",
+    "''": "",
+    "-7": -7,
+    "{a:{b:1}}": {"a": {"b": 1}},
+}
+"""Values as they are typed, and as they are read."""
+UNREADABLE = ["[", "{a", "1,2", "${", "]", "[" * 5000, "9" * 5000, "x" * 99_999, "a\nb", "\udcff"]
+
+
+def is_typed(key: str) -> bool:
+    """Whether a key is one of a value, and not the name that a group's choice brings with it."""
+    return key.rpartition(".")[2] not in ("name", "kind", *groups())
+
+
+def all_at_once(command: Command, number: int, turn: int) -> int:
+    """Give every key a wrong value in one command line, and return how many there were.
+
+    Args:
+        turn: which value the first key is given; the next key is given the next value.
+    """
+    config, given = composed(number), {}
+    for i, key in enumerate(sorted(filter(is_typed, leaves(config)), key=depth)):
+        text, value = list(TYPED.items())[(i + turn) % len(TYPED)]
+        is_text = key.rpartition(".")[2] in verbatim_keys()
+        is_list = isinstance(value, dict) and isinstance(at(config, key), list)
+        handed_on = given.get(key.rpartition(".")[2]) == text  # as ${device} is: told once
+        if is_text or is_list or handed_on:
+            continue
+        if lines_of(with_value(config, key, value)):
+            given[key] = text
+    lines = command.refused(*COMMANDS[number], *(f"{k}={v}" for k, v in given.items()))
+    for key in given:
+        assert len([line for line in lines if line.startswith(f"{key}=")]) == 1, (key, lines)
+    assert len(lines) == len(given)
+    return len(given)
+
+
+def depth(key: str) -> int:
+    """Return how many sections a key is in."""
+    return key.count(".")
+
+
+def at(config: Any, key: str) -> Any:
+    """Return the value of a key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def test_every_wrong_value_of_a_command_line_is_told(command: Command) -> None:
+    counts = [all_at_once(command, number, 0) for number in range(len(COMMANDS))]
+    assert sum(counts) > 150
+
+
+@pytest.mark.full
+def test_every_key_is_refused_each_wrong_value(command: Command) -> None:
+    count = 0
+    for number in range(len(COMMANDS)):
+        for turn in range(len(TYPED)):
+            count += all_at_once(command, number, turn)
+    assert count > 1000
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_every_value_that_cannot_be_read_is_told(command: Command, turn: int) -> None:
+    given: dict[str, str] = {}
+    for number in range(len(COMMANDS)):
+        given |= dict.fromkeys(keys(number), "")
+    for i, key in enumerate(given):
+        is_text = key.rpartition(".")[2] in verbatim_keys()
+        given[key] = "\udcff" if is_text else UNREADABLE[(i + turn) % len(UNREADABLE)]
+    for group in groups():
+        given[group] = UNREADABLE[(turn + len(group)) % len(UNREADABLE)]
+    lines = command.refused(*(f"{key}={value}" for key, value in given.items()))
+    assert len(lines) == len(given) > 90
+    for key, line in zip(given, lines, strict=True):
+        assert line.startswith(f"{key}=")
+
+
+def keys(number: int) -> list[str]:
+    """Return the keys of one of the commands that hold a value."""
+    return list(leaves(composed(number)))
+
+
+def test_unknown_keys_of_every_section_are_told_at_once(command: Command) -> None:
+    for number in range(len(COMMANDS)):
+        sections = {key.rpartition(".")[0] for key in keys(number)}
+        given = [f"{section}.nonsense".lstrip(".") for section in sorted(sections)]
+        lines = command.refused(*COMMANDS[number], *(f"+{key}=1" for key in given))
+        assert sorted(line.partition("=")[0] for line in lines) == sorted(given)
 
 
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
@@ -174,15 +315,99 @@ BY_HAND = {
     "method=gcg,pez": "-m",
     "steps={a: 1}": "steps=",
     "steps=${seed": "steps=",
+    "steps=${steps}": "steps: cannot be resolved",
+    "steps=${oc.env:NO_SUCH_VARIABLE}": "steps: cannot be resolved",
+    "seed=${here:}": "seed: cannot be resolved",
+    "+new.key.deep=2": "new=",
+    "steps.deep.er=1": "steps=",
+    "~secondary.nope": "secondary.nope",
+    "~secondary": "~secondary",
+    "~": "~: ",
+    "": "''",
+    " ": "' '",
+    "写=1": "写=1",
+    "seed=写": "seed=写",
+    "primary.weight=\u0661": "primary.weight=\u0661",
+    "steps=\x1b[31m": "steps=\\x1b[31m",
+    "st\neps=1": "st\\neps=1",
+    "steps=\0": "steps=\\x00",
+    "\udcff=1": "\\udcff=1",
+    "hydra=5": "hydra=5",
+    "hydra/launcher=joblib": "hydra/launcher",
+    "hydra.nonsense=1": "hydra.nonsense",
+    "hydra.run=5": "hydra.run=5",
+    "hydra.job_logging.root.level=NONSENSE": "root logger",
+    "captioner=[]": "captioner=[]",
+    "captioner.nonsense=1": "did you mean captioner.",
+    "secondary.demo_clip=[]": "secondary.demo_clip=[]",
+    "constraints=null": "constraints=null",
+    "constraints.block={a:1}": "constraints.block={a:1}",
+    "constraints.block=['']": "constraints.block=['']",
+    "constraints.block=[[a]]": "constraints.block=",
+    "+secondary@=clip": "+secondary@=clip",
+    "+secondary@_global_=clip": "+secondary@_global_",
+    "+secondary@primary=clip": "+secondary@primary",
+    "+secondary@secondary.x=nope": "secondary=nope",
+    "+nonsense@secondary.x=y": "nonsense@secondary.x",
+    "method@secondary.x=gcg": "method@secondary.x",
+    "method=../method/gcg": "method=../method/gcg",
+    "background=whitish": "background=whitish",
+    "background=": "background=",
+    "image=[]": "image=[]",
+    "image=[a,,'']": "image=",
+    "resume=/etc": "resume=/etc",
+    "steps={" + "a:{" * 50 + "}" * 51: "steps=",
+    "a." * 200 + "b=1": "expected KEY=VALUE",
 }
 
 
 @pytest.mark.parametrize("argument", BY_HAND)
-def test_bad_overrides_are_one_line_each(argument: str) -> None:
-    with pytest.raises(fuse.FuseError) as error:
-        compose([argument])
-    (line,) = str(error.value).splitlines()
+def test_bad_overrides_are_one_line_each(command: Command, argument: str) -> None:
+    (line,) = command.refused(argument)
     assert BY_HAND[argument] in line
+
+
+ODD = [
+    (["-m", "steps=range(0,1000000000000)"], "-m"),
+    (["-m", "steps=range(0,1000)", "seed=shuffle(range(0,1000))"], "-m"),
+    (["-m", "steps=range(0,10,0)"], "steps=range"),
+    (["-m", "steps=range(1,x)"], "steps=range"),
+    (["-m", "steps=choice()"], "steps=choice()"),
+    (["-m", "image=glob(*.nonsense)"], "image=glob"),
+    (["-m", "method=gcg,nope"], "method=nope"),
+    (["-m", "seed=-1,-2"], "seed=-1"),
+    (["--resolve"], "--resolve"),
+    (["--nonsense"], "--nonsense"),
+    (["--experimental-rerun=some.pickle"], "--experimental-rerun"),
+    (["--config-name=nope"], "nope"),
+    (["-c"], "--cfg"),
+    (["steps=1", "-"], "-: "),
+    (["scoring=probe", "scoring.draft=5"], "scoring.draft=5"),
+    (["scoring=probe", "scoring.draft.model_id=[a,b]"], "scoring.draft.model_id="),
+    (["refine=gcg", "refine.steps=-3"], "refine.steps=-3"),
+    (["primary=demo_clip", "primary.loss=nll"], "primary.loss=nll"),
+]
+"""Command lines of several arguments, and what the first line names."""
+
+
+@pytest.mark.parametrize(("arguments", "named"), ODD)
+def test_odd_command_lines_are_told(command: Command, arguments: list[str], named: str) -> None:
+    lines = command.refused(*arguments)
+    assert named in lines[0]
+    assert len(lines) == (2 if "seed=-1,-2" in arguments else 1)
+
+
+def test_what_cannot_be_resolved_is_told_beside_other_mistakes(command: Command) -> None:
+    given = ["steps=${nonsense}", "seed=-1", "primary.weight=???", "device=${x}"]
+    lines = command.refused(*given)
+    for key in ("steps", "seed", "primary.weight", "device"):
+        assert len([line for line in lines if re.match(rf"{key}\b", line)]) == 1
+    assert len(lines) == len(given)
+
+
+@pytest.mark.parametrize("choice", ["refine=null", "refine=none", "experiment=null", "steps=null"])
+def test_null_leaves_out_what_may_be_left_out(choice: str) -> None:
+    assert compose([choice]).get("refine") in (None, {"name": None})
 
 
 def fuzzed(count: int) -> None:

@@ -15,7 +15,7 @@ import fuse
 from fuse import registry
 from fuse.app.build import build
 from fuse.app.config import compose
-from fuse.app.terms import GOALS
+from fuse.app.goals import GOALS
 from fuse.registry import ADAPTERS, METHODS, MODELS, STRATEGIES
 
 

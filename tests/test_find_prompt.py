@@ -429,7 +429,7 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Begin a run of its own process."""
     command = [sys.executable, str(ROOT / "find_prompt.py"), *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
+    return subprocess.Popen(command, text=True, **{"cwd": ROOT, **pipes})
 
 
 def wait_for(path: Path, lines: int) -> None:
@@ -463,7 +463,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],
 )
 def test_a_run_that_is_broken_off_is_resumed_exactly(
     tmp_path: Path, whole: Path, number: int, code: int
@@ -496,6 +497,27 @@ def test_a_resume_with_other_options_names_them(tmp_path: Path, whole: Path) -> 
     assert comparable(folder) == comparable(whole)
     done = run(folder, *SLOW)
     assert "done already" in done.stdout
+
+
+def test_a_run_is_resumed_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of the first command are relative to a folder that the second one is not in."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "fuse/demo/lm", tmp_path / "lm")
+    shutil.copytree(ROOT / "images", tmp_path / "pictures")
+    given = ["image=pictures/boat.png", "primary.model_id=lm", "method=random"]
+    given += ["method.search_width=8", "hydra.run.dir=run"]
+    runs = [[*given, "steps=2"], [f"resume={tmp_path}/run", "steps=4"]]
+    for arguments, folder in zip(runs, (tmp_path, ROOT), strict=True):
+        process = start(*arguments, cwd=folder)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    result, _ = read(tmp_path / "run")
+    assert result["steps"] == 4
+    assert result["image"] == str(tmp_path / "pictures/boat.png")
+    again = start(*given, "steps=4", cwd=tmp_path)
+    assert "done already" in again.communicate()[0]
 
 
 def test_a_resume_may_have_more_steps(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import fuse
 from fuse.guide import Guide
 from fuse.nn.embedding_table import EmbeddedVocabulary
-from fuse.nn.fixed_layers import LastFeedForward, accelerated
+from fuse.nn.fixed_layers import Acceleration, LastFeedForward
 
 
 def test_the_next_token_follows_the_prompt_and_not_the_suffix(lm: fuse.CausalLM) -> None:
@@ -145,7 +145,8 @@ def test_the_last_layer_computes_what_is_read(
 
 
 def test_a_network_goes_when_nobody_holds_it() -> None:
-    network = accelerated(torch.nn.Sequential(torch.nn.Linear(4, 4)).requires_grad_(False))
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4)).requires_grad_(False)
+    Acceleration(network)
     network(torch.ones(2, 4))
     weight = weakref.ref(network[0].weight)
     gc.disable()

@@ -23,7 +23,6 @@ from fuse.models import (
     MaskedLM,
     Model,
     OpenCLIP,
-    SentenceEncoder,
 )
 from fuse.nn.network_view import network_view
 
@@ -70,7 +69,6 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], dict[str, Any]]]
     "clip": (clip_network, clip, {"pixel_values": torch.ones(1, 3, 64, 64)}),
     "classifier": (decoder_classifier, lambda n: Classifier(n, word_tokenizer(None, None)), {}),
     "masked": (lambda: bert("BertForMaskedLM"), lambda n: MaskedLM(n, bert_tokenizer()), {}),
-    "sentence": (lambda: bert("BertModel"), lambda n: SentenceEncoder(n, bert_tokenizer()), {}),
     "captioner": (
         blip_network,
         lambda n: Captioner(n, None),

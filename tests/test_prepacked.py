@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fuse.nn import prepacked
 from fuse.nn.embedding_table import BLOCK_ROWS, EmbeddingTable
-from fuse.nn.fixed_layers import FIXED, accelerated
+from fuse.nn.fixed_layers import FIXED, Acceleration
 from fuse.nn.lm_head import MAX_CPU_STATES, LazyLogits, LMHead
 
 
@@ -39,7 +39,8 @@ def test_a_layer_is_what_it_was(
     if not for_gradient:
         monkeypatch.setattr(prepacked, "MAX_PREPACKED_FOR_GRADIENT", 0)
     layer: Any = Conv1D(6, 4) if transposed else torch.nn.Linear(4, 6)
-    quick = accelerated(torch.nn.Sequential(deepcopy(layer.requires_grad_(False))))[0]
+    network = torch.nn.Sequential(deepcopy(layer.requires_grad_(False)))
+    acceleration, quick = Acceleration(network), network[0]
     assert type(quick) is FIXED[type(layer)]
 
     def check() -> None:
@@ -69,6 +70,9 @@ def test_a_layer_is_what_it_was(
     quick.weight.mul_(2)
     layer.weight.mul_(2)
     check()
+    acceleration.turn(False)
+    assert type(network[0]) is type(layer)
+    assert vars(network[0]).keys() == vars(layer).keys()
 
 
 def test_weights_are_prepacked_where_torch_can(

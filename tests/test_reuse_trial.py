@@ -20,7 +20,7 @@ from fuse.nn.prefix_attention import PREFIX_ATTENTION
 from fuse.term import Term
 
 TEXTS = ["a red house in the snow", "dog", "the blue cup", "a red house in the dog the snow"]
-LOGGER = "fuse.models.reuse_trial"
+LOGGER = "fuse.models.proof"
 
 
 def gpt2(kind: Any = transformers.GPT2LMHeadModel, seed: int = 0) -> Any:
@@ -80,8 +80,9 @@ class StockAttention(GPT2Attention):
     """Does not look its attention up."""
 
     def forward(
-        self, hidden_states: Any, cache: Any = None, attention_mask: Any = None, **_: Any
+        self, hidden_states: Any, cache: Any = None, attention_mask: Any = None, **options: Any
     ) -> Any:
+        cache = options.get("past_key_values", cache)  # as older transformers name it
         heads = []
         for states in self.c_attn(hidden_states).split(self.split_size, dim=2):
             heads.append(states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2))
@@ -99,6 +100,7 @@ class ForgetfulAttention(StockAttention):
     """Puts nothing into the cache that others could go on from."""
 
     def forward(self, hidden_states: Any, cache: Any = None, *rest: Any, **options: Any) -> Any:
+        options.pop("past_key_values", None)
         return super().forward(hidden_states, None, *rest, **options)
 
 
@@ -118,7 +120,7 @@ def test_attention_that_is_not_replaced_is_found_out(
     assert not model.supports_packing
     assert model.supports_prefix_cache == caches
     assert model.network.config._attn_implementation == "sdpa", "the attention is put back"
-    assert "GPT2LMHeadModel: packed rows" in caplog.text
+    assert "packed rows that go on from it: no" in caplog.text
 
 
 def test_nothing_is_said_of_it(capfd: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +223,7 @@ def test_a_trial_costs_few_passes(tmp_path: Path) -> None:
     network.model.register_forward_hook(lambda *_: passes.append(1))
     model = causal_lm(network)
     assert model.supports_packing
-    assert len(passes) <= 6
+    assert len(passes) <= 16
 
 
 def test_the_first_pass_computes_the_bits_of_all_others() -> None:

@@ -51,8 +51,8 @@ FIRES: list[tuple[str, Callable[[Path, Path], None], str]] = [
     ("lm", canaries.pickled_weights, "pickled weights"),
     ("lm", canaries.pickled_shard, "expected a safetensors file beside"),
     ("lm", canaries.link_to_a_pickle, "could not load it"),
-    ("lm", canaries.adapter_of_peft, "PEFT"),
-    ("clip", canaries.config_from_elsewhere, ""),
+    ("lm", canaries.adapter_of_peft, "expected LORA"),
+    ("clip", canaries.config_from_elsewhere, NEVER_RUN),
     ("clip", canaries.own_processors, NEVER_RUN),
     ("mood", canaries.own_config, NEVER_RUN),
     ("mood", canaries.own_processors, ""),
@@ -64,6 +64,15 @@ FIRES: list[tuple[str, Callable[[Path, Path], None], str]] = [
     ("open_clip", canaries.open_clip_tower_from_elsewhere, "hf_model_name=somebody/else"),
     ("open_clip", canaries.pickled_weights, "pickled weights"),
     ("sentence", canaries.own_module, "own.Transformer"),
+    ("sentence", canaries.own_transformer, NEVER_RUN),
+    ("sentence", canaries.known_config_with_code, NEVER_RUN),  # a processor of its own
+    ("sentence", canaries.known_network_with_code, ""),
+    ("sentence", canaries.own_tokenizer, "could not load it"),
+    ("sentence", canaries.own_processors, NEVER_RUN),
+    ("sentence", canaries.attention_from_elsewhere, "no code from elsewhere"),
+    ("sentence", canaries.pickled_weights, "pickled weights"),
+    ("sentence", canaries.pickled_projection, "pickled weights"),
+    ("sentence", canaries.adapter_of_peft, "PEFT"),
 ]
 
 
@@ -79,7 +88,11 @@ def load(name: str, folder: Path) -> str:
 
 def model(name: str, folder: Path) -> Path:
     """Return a copy of a demo model; the classifier's is a sentence encoder's, too."""
-    return copied("mood" if name == "sentence" else name, folder / "model", folder / "canary")
+    if name != "sentence":
+        return copied(name, folder / "model", folder / "canary")
+    made = copied("mood", folder / "model", folder / "canary")
+    canaries.sentence_modules(made)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -140,8 +153,9 @@ FILES = [
     ("clip", "preprocessor_config.json", set()),
     ("captioner", "processor_config.json", set()),
     ("open_clip", "open_clip_config.json", set()),
-    ("sentence", "modules.json", {"a list", "null", "missing"}),
-    ("sentence", "1_Pooling/config.json", {"null", "missing"}),
+    ("sentence", "modules.json", {"missing"}),
+    ("sentence", "1_Pooling/config.json", set()),
+    ("sentence", "config_sentence_transformers.json", {"missing"}),
 ]
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import fuse
+from fuse.models import chat
 from fuse.text.template import Template
 
 WHITE_SPACE_AND_SIGNS = ["A  red house", "A\tred house", "A red\r\nhouse", "A\u200bred", "A\x00b"]
@@ -272,9 +273,10 @@ def test_a_sum_that_overflows_is_refused_at_the_start(lm: fuse.CausalLM) -> None
 
 
 def test_a_network_of_nan_is_named_at_the_start(lm: fuse.CausalLM) -> None:
+    """One that was changed after its model was made: such a network is refused."""
     network = GPT2LMHeadModel.from_pretrained(ROOT / "fuse/demo/lm", dtype=torch.float32)
-    network.transformer.ln_f.weight.data.fill_(torch.nan)
     broken = fuse.CausalLM(network, lm.vocabulary.tokenizer)
+    network.transformer.ln_f.weight.data.fill_(torch.nan)
     adapter = fuse.LexicalAdapter.fit(lm.vocabulary, broken)
     other = {"broken": fuse.Term(broken, fuse.NLL(), adapter=adapter)}
     objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), other)
@@ -291,3 +293,55 @@ def test_only_the_direction_of_a_target_counts() -> None:
     for wrong in (torch.zeros(3), torch.tensor([torch.nan, 0, 0]), torch.tensor([torch.inf, 0])):
         with pytest.raises(fuse.FuseError, match=r"^target"):
             fuse.CosineDistance(wrong)
+
+
+# ---- chat templates ----
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+CHATS = [
+    [{"role": "user", "content": "{prompt}"}],
+    [{"role": "system", "content": "Be {prompt}."}, {"role": "user", "content": "A house?"}],
+    [{"role": "user", "content": "A house?"}, {"role": "assistant", "content": " {prompt} "}],
+]
+
+
+@pytest.mark.parametrize("messages", CHATS, ids=["user", "system", "assistant"])
+def test_a_chat_is_what_the_tokenizer_makes_of_it(lm: fuse.CausalLM, messages: list[Any]) -> None:
+    tokenizer, prompt, label = lm.vocabulary.tokenizer, "red and small", " in the snow."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "chat_template", CHAT)
+        prefix, suffix = chat.text_around(tokenizer, messages)
+        filled = [{**m, "content": m["content"].replace("{prompt}", prompt)} for m in messages]
+        expected = tokenizer.apply_chat_template(
+            filled, add_generation_prompt=True, return_dict=False
+        )
+    template = Template(prefix, suffix, label, start="none", join="none")
+    (encoded,) = template.encode(lm.vocabulary, [prompt])
+    label_ids = tokenizer(label, add_special_tokens=False).input_ids
+    assert list(encoded.ids) == expected + label_ids
+    assert tokenizer.decode(encoded.free_ids).strip() == prompt
+    assert encoded.ids[slice(*encoded.label)] == tuple(label_ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "words"),
+    [
+        (None, CHATS[0], "has no chat template"),
+        (CHAT, [{"role": "user", "content": "no prompt"}], "stands there 0 times"),
+        (CHAT, CHATS[0] * 2, "stands there 2 times"),
+        ("{{ messages[1:] }}", CHATS[0], "writes the prompt 0 times"),
+        ("{{ raise_exception('no such role') }}", CHATS[0], "no such role"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_chat_without_the_prompt_is_one_line(
+    lm: fuse.CausalLM, template: str | None, messages: list[Any], words: str
+) -> None:
+    tokenizer = lm.vocabulary.tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "chat_template", template)
+        with pytest.raises(fuse.FuseError, match=words) as raised:
+            chat.text_around(tokenizer, messages)
+    assert "\n" not in str(raised.value)

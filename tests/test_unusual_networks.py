@@ -15,7 +15,7 @@ from conftest import ROOT
 from test_models_kinds import ENDS, LLAMA, bert_tokenizer, given, save, word_tokenizer
 
 import fuse
-from fuse.models import CausalLM, Classifier, Model, SentenceEncoder
+from fuse.models import CausalLM, Classifier, Model
 from fuse.models.base import context_length
 from fuse.models.loading import load_pretrained
 
@@ -198,11 +198,6 @@ def test_the_shorter_limit_is_the_context_length(
     tokenizer = bert_tokenizer()
     tokenizer.model_max_length = tokens
     assert context_length(config, tokenizer) == length
-
-
-def test_a_misspelt_pooling_is_explained() -> None:
-    with pytest.raises(fuse.FuseError, match=r"pooling=Meam: did you mean mean\? expected one of"):
-        SentenceEncoder(None, None, "Meam")
 
 
 def test_a_network_without_an_output_layer_is_refused() -> None:

@@ -1,5 +1,5 @@
-"""One GCG run of nanoGCG on a task of `benchmarks/speed.py`, in an environment of its own: `python
-gcg_nanogcg.py TASK`.
+"""Runs of nanoGCG on tasks of `benchmarks/speed.py` for one model, in an environment of its own:
+`python gcg_nanogcg.py TASKS`.
 """
 
 import json
@@ -10,27 +10,32 @@ import torch
 from measured import Stopwatch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-task = json.loads(sys.argv[1])
-torch.set_num_threads(task["threads"])
-model = AutoModelForCausalLM.from_pretrained(task["model"], torch_dtype=torch.float32)
-tokenizer = AutoTokenizer.from_pretrained(task["model"])
+tasks = json.loads(sys.argv[1])
+first = tasks[0]
+torch.set_num_threads(first["threads"])
+model = AutoModelForCausalLM.from_pretrained(
+    first["model"], torch_dtype=getattr(torch, first["dtype"])
+).to(first["device"])
+tokenizer = AutoTokenizer.from_pretrained(first["model"])
 watch = Stopwatch(model)
-settings = nanogcg.GCGConfig(
-    num_steps=task["steps"],
-    optim_str_init=task["init"],
-    search_width=task["search_width"],
-    topk=task["top_k"],
-    seed=task.get("seed", 0),
-    verbosity="WARNING",
-)
-result = nanogcg.run(model, tokenizer, task["prefix"] + "{optim_str}", task["label"], settings)
-print(
-    json.dumps(
+reports = []
+for task in tasks:
+    settings = nanogcg.GCGConfig(
+        num_steps=task["steps"],
+        optim_str_init=task["init"],
+        search_width=task["search_width"],
+        topk=task["top_k"],
+        seed=task.get("seed", 0),
+        verbosity="WARNING",
+    )
+    watch.start()
+    result = nanogcg.run(model, tokenizer, task["prefix"] + "{optim_str}", task["label"], settings)
+    reports.append(
         {
-            **watch.report(),
+            **watch.report(task["warm_up"]),
             "loss": result.best_loss,
             "text": result.best_string,
             "losses": result.losses,
         }
     )
-)
+print(json.dumps(reports))

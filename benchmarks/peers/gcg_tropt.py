@@ -1,5 +1,5 @@
-"""One GCG run of tropt on a task of `benchmarks/speed.py`, in an environment of its own: `python
-gcg_tropt.py TASK`.
+"""Runs of tropt's GCG on tasks of `benchmarks/speed.py` for one model, in an environment of its
+own: `python gcg_tropt.py TASKS`.
 """
 
 import dataclasses
@@ -29,23 +29,32 @@ from tropt.model.huggingface.lm import LMHFModel  # noqa: E402
 from tropt.optimizer.gcg_optimizer import GCGOptimizer  # noqa: E402
 from tropt.optimizer.utils.token_constraints import TokenConstraints  # noqa: E402
 
-task = json.loads(sys.argv[1])
-torch.set_num_threads(task["threads"])
-network = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32)
-model = LMHFModel(task["model"], device="cpu", loaded_model=network, use_prefix_cache=True)
+tasks = json.loads(sys.argv[1])
+first = tasks[0]
+torch.set_num_threads(first["threads"])
+network = AutoModelForCausalLM.from_pretrained(first["model"], dtype=getattr(torch, first["dtype"]))
+network.to(first["device"])
+model = LMHFModel(
+    first["model"], device=first["device"], loaded_model=network, use_prefix_cache=True
+)
 watch = Stopwatch(network)
-method = GCGOptimizer(
-    model,
-    PrefillCELoss(),
-    seed=0,
-    num_steps=task["steps"],
-    n_candidates=task["search_width"],
-    sample_topk=task["top_k"],
-    token_constraints=TokenConstraints(disallow_non_ascii=True, disallow_special_tokens=True),
-)
-result = method.optimize_trigger(
-    [task["prefix"] + "{{OPTIMIZED_TRIGGER}}"],
-    task["init"],
-    Targets(target_response_strs=[task["label"]]),
-)
-print(json.dumps({**watch.report(), "loss": result.best_loss, "text": result.best_trigger_str}))
+reports = []
+for task in tasks:
+    method = GCGOptimizer(
+        model,
+        PrefillCELoss(),
+        seed=0,
+        num_steps=task["steps"],
+        n_candidates=task["search_width"],
+        sample_topk=task["top_k"],
+        token_constraints=TokenConstraints(disallow_non_ascii=True, disallow_special_tokens=True),
+    )
+    watch.start()
+    result = method.optimize_trigger(
+        [task["prefix"] + "{{OPTIMIZED_TRIGGER}}"],
+        task["init"],
+        Targets(target_response_strs=[task["label"]]),
+    )
+    report = {"loss": result.best_loss, "text": result.best_trigger_str}
+    reports.append({**watch.report(task["warm_up"]), **report})
+print(json.dumps(reports))

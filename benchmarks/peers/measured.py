@@ -8,9 +8,11 @@ import torch
 
 
 def peak_megabytes() -> float:
-    """The most memory this process has held since it began; where Linux does not say, the parent's
-    counts with it.
+    """The most memory this process has held since it began, or on a GPU since `forget_peak`; where
+    Linux does not say, the parent's counts with it.
     """
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     peak = (
         [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
@@ -23,6 +25,20 @@ def peak_megabytes() -> float:
     )
 
 
+def forget_peak() -> None:
+    """Let the peak of a GPU's memory begin anew."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def clock() -> float:
+    """Seconds, once all that a GPU was asked for is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Stopwatch:
     """Counts the rows of a network's forward passes.
 
@@ -30,8 +46,7 @@ class Stopwatch:
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self.begun: list[float] = []
-        self.scored: list[int] = []
+        self.start()
         forward = network.forward
 
         def counted(*arguments, **options):
@@ -41,7 +56,7 @@ class Stopwatch:
                 if options.get(name) is not None
             )
             if torch.is_grad_enabled() and given.requires_grad:
-                self.begun.append(time.perf_counter())
+                self.begun.append(clock())
                 self.scored.append(0)
             elif self.scored:
                 self.scored[-1] += len(given)
@@ -49,12 +64,18 @@ class Stopwatch:
 
         network.forward = counted
 
-    def report(self) -> dict[str, float]:
-        """All steps but the first, which warms up."""
-        end = time.perf_counter()
-        seconds, scored = end - self.begun[1], sum(self.scored[1:])
+    def start(self) -> None:
+        """Forget all steps so far, and the peak of the memory."""
+        self.begun: list[float] = []
+        self.scored: list[int] = []
+        forget_peak()
+
+    def report(self, warm_up: int) -> dict[str, float]:
+        """All steps but the first ones, which warm up."""
+        end = clock()
+        seconds, scored = end - self.begun[warm_up], sum(self.scored[warm_up:])
         return {
             "per_second": scored / seconds,
-            "step_seconds": seconds / len(self.begun[1:]),
+            "step_seconds": seconds / len(self.begun[warm_up:]),
             "peak_mb": peak_megabytes(),
         }

@@ -6,18 +6,21 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fuse.adapters import Adapter, Progress
 from fuse.adapters.fidelity import Fidelity
 from fuse.adapters.store import load_or_fit
+from fuse.app.goals import required_image
+from fuse.app.hints import Config
 from fuse.app.run_folder import LIMITS
-from fuse.app.schema import Config
-from fuse.app.terms import Models, load, required_image, term_of, with_pictures
+from fuse.app.terms import Models, load, term_of, with_pictures
 from fuse.app.values import make, naming
 from fuse.guide import Guide
 from fuse.models import Captioner
+from fuse.models.quantization import stored_as
 from fuse.objective import PRIMARY, Objective
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
 from fuse.search.checks import check_combination, check_objective
@@ -112,13 +115,13 @@ def _adapter(
     kind = ADAPTERS[kind_name]
     folder = Path(settings.pop("cache_dir")).expanduser()
     corpus, shared = settings.pop("corpus", None), settings.pop("shared", None)
-    primary, secondary = (_slug(model_id) for model_id in model_ids)
+    primary, secondary = (slug(model_id) for model_id in model_ids)
     adapter = load_or_fit(
         kind,
         objective.vocabulary,
         term.model,
         folder=folder,
-        name=f"{primary}--{secondary}--{kind_name}",
+        name=adapter_name(config, name),
         corpus=corpus,
         settings=settings,
         progress=progress,
@@ -193,8 +196,11 @@ def _captions(config: Config, count: int, models: Models) -> list[str]:
     image = required_image(config, "captioner")
     captioner = load(Captioner, entry, "captioner", models)
     with naming("captioner"):
-        length, question = entry["max_new_tokens"], entry["question"]
-        return captioner.caption(image, count=count, max_new_tokens=length, question=question)
+        length, words = (
+            entry["max_new_tokens"],
+            {name: entry[name] for name in ("question", "prompt")},
+        )
+        return captioner.caption(image, count=count, max_new_tokens=length, **words)
 
 
 def _written(config: Config, models: Models) -> str:
@@ -204,6 +210,24 @@ def _written(config: Config, models: Models) -> str:
     return "" if config["init"] in (None, "random") else config["init"]
 
 
-def _slug(model_id: str) -> str:
+def weights_of(config: Config, objective: Objective) -> dict[str, dict[str, Any]]:
+    """Return which weights each term has, and how they are held, for the report of a run."""
+    found = {}
+    for name, term in objective.terms.items():
+        entry = config[PRIMARY] if name == PRIMARY else config["secondary"][name]
+        held = {key: entry[key] for key in ("model_id", "revision", "dtype", "quantization")}
+        held["quantization"] = stored_as(entry["model_id"], term.model.network) or "none"
+        found[name] = held
+    return found
+
+
+def adapter_name(config: Config, secondary: str) -> str:
+    """Return how the name of the file of a secondary's adapter begins."""
+    entries = config[PRIMARY], config["secondary"][secondary]
+    models = "--".join(slug(entry["model_id"]) for entry in entries)
+    return f"{models}--{config['adapter']['name']}"
+
+
+def slug(model_id: str) -> str:
     """Return the last two parts of a hub id or path, as part of a file's name."""
     return "-".join(Path(model_id).parts[-2:])

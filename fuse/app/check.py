@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fuse.app.hints import Config
 from fuse.app.schema import (
     AdapterFiles,
     AutoStrategy,
     CaptionerOptions,
-    Config,
     DraftOptions,
     Exact,
     ModelOptions,
@@ -19,24 +19,21 @@ from fuse.app.schema import (
 from fuse.errors import FuseError, one_of
 from fuse.options import Option, mistakes_in, options_of, shown
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
+from fuse.text.messages import check_messages
 
 
-def check(config: Config) -> None:
-    """Check a composed configuration.
-
-    Raises:
-        FuseError: with one line for each mistake.
-    """
-    lines = Check(config).lines
-    if lines:
-        raise FuseError("\n".join(dict.fromkeys(lines)))
+def mistakes(config: Config) -> list[str]:
+    """Return one line for each mistake of a composed configuration."""
+    return list(dict.fromkeys(Check(config).lines))
 
 
 class Check:
     """All mistakes of one configuration; `lines` holds them in its order."""
 
     def __init__(self, config: Config) -> None:
-        self._keys = list(keys_of(config))
+        keys = list(keys_of(config))
+        above = {key.rpartition(".")[0] for key in keys}
+        self._keys = [key for key in keys if key not in above]
         sections: dict[str, Callable[[Any, str], None]] = {
             "method": self._method,
             "refine": self._refine,
@@ -79,8 +76,11 @@ class Check:
         for name, value in values.items() if key else ():
             if name in self._wrong and self._wrong[name] == value:
                 told.add(options[name].mistake(value, f"{key}.{name}"))
+        known = list(also)
         given = {f"{key}.{name}" if key else name for name in values if name not in options}
-        known = [name for name in (*also, *self._keys) if name not in given]
+        for full in self._keys:
+            if not any(full == name or full.startswith(f"{name}.") for name in given):
+                known.append(full)
         lines = mistakes_in(values, options, key, nullable, known)
         self.lines += [line for line in lines if line not in told]
 
@@ -104,7 +104,7 @@ class Check:
         self._part(values, METHODS, key)
 
     def _refine(self, values: Any, key: str) -> None:
-        if values is not None:
+        if values not in (None, {"name": None}):
             self._part(values, METHODS, key)
 
     def _strategy(self, values: Any, key: str) -> None:
@@ -143,6 +143,7 @@ class Check:
             self.lines.append(options["kind"].mistake(values["kind"], f"{key}.kind"))
         else:
             self._section(values, options | options_of_kind(values["kind"]), key)
+            self.lines += mistakes_in_template(values, key)
 
     def _secondaries(self, values: Any, key: str) -> None:
         if not isinstance(values, Mapping):
@@ -158,6 +159,29 @@ class Check:
 
     def _captioner(self, values: Any, key: str) -> None:
         self._section(values, options_of(CaptionerOptions), key)
+
+
+def mistakes_in_template(values: Mapping[str, Any], key: str) -> list[str]:
+    """Return one line for each option of an entry that does not go with template=chat."""
+    from fuse.text.template import AUTO, SPACE
+
+    lines = []
+    messages: Any = values.get("messages")
+    if values.get("template") != "chat" or not options_of(ModelOptions)["messages"].accepts(
+        messages
+    ):
+        return []
+    for name, default in (("prefix", ""), ("suffix", ""), ("start", AUTO), ("join", SPACE)):
+        if values.get(name) != default:
+            lines.append(
+                f"{key}.{name}={shown(values.get(name))}: with template=chat the messages say what "
+                f"stands around the prompt; give {key}.{name}={shown(default)}"
+            )
+    try:
+        check_messages(messages)
+    except FuseError as error:
+        lines.append(f"{key}.{error}")
+    return lines
 
 
 def keys_of(config: Any, key: str = "") -> Iterable[str]:

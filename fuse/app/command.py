@@ -41,9 +41,9 @@ def run(session: Session) -> None:
     except (*COMPLAINTS, ValueError) as error:
         if "configure handler" in str(error):
             session.fail(f"the run's log cannot be written ({error.__context__})", 1)
-        elif not is_complaint(error):
+        elif session.began and not is_complaint(error):
             raise
-        else:
+        else:  # nothing of ours was at work yet: Hydra complains of the command line
             session.fail(explain(error))
     except BrokenPipeError:
         raise
@@ -90,7 +90,7 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
             "leave them out"
         )
     limits = {name: config[name] for name in LIMITS if name in given}
-    return {**saved, **limits, "resume": None}
+    return {**saved, **limits, "resume": None, "dry_run": config["dry_run"]}
 
 
 def is_part(key: str, name: str) -> bool:

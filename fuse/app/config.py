@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fuse.app import places
-from fuse.app.check import check
+from fuse.app.check import mistakes
 from fuse.app.overrides import decoded, groups, prepared
 from fuse.app.run_folder import claim
-from fuse.errors import one_of
+from fuse.errors import FuseError, one_of
+from fuse.options import shown
 
 COMPLAINTS = (HydraException, OmegaConfBaseException)
 """What Hydra and OmegaConf raise about a configuration."""
@@ -54,8 +55,24 @@ def checked(config: DictConfig) -> dict[str, Any]:
     Raises:
         FuseError: with one line for each mistake.
     """
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check(plain)
+    unresolved: dict[str, str] = {}
+    plain: Any = None
+    while plain is None:
+        try:
+            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            key = str(error.full_key or "")
+            if not key or key in unresolved:
+                raise
+            unresolved[key] = explain(error)
+            OmegaConf.update(config, key, None)  # so that the others are looked at, too
+    lines = mistakes(plain)
+    for key, line in unresolved.items():
+        lines = [other for other in lines if not other.startswith(f"{key}=")]
+        handed_on = "." in key and key.rpartition(".")[2] in unresolved  # as ${device} is
+        lines += [] if handed_on else [line]
+    if lines:
+        raise FuseError("\n".join(lines))
     return plain
 
 
@@ -67,6 +84,14 @@ def is_complaint(error: BaseException) -> bool:
 def explain(error: BaseException) -> str:
     """Return one line about what Hydra or OmegaConf complain of."""
     text = " ".join(str(error).split())
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        reason = text.partition(" full_key: ")[0]
+        return f"{error.full_key}: cannot be resolved ({reason}); give {error.full_key}=VALUE"
+    merged = re.fullmatch(r"Error merging override (?:\+\+)?(.*)", text)
+    if merged:
+        key, _, value = merged[1].partition("=")
+        kind = "no such value stands there"
+        return f"{key}={shown(value)}: {kind}; see python find_prompt.py --help"
     missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if missing:
         group, name = missing.groups()

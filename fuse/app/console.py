@@ -15,11 +15,13 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
+from rich.table import Table
 from rich.text import Text
 
 from fuse.errors import one_line
 
 if TYPE_CHECKING:
+    from fuse.app.plan import Plan
     from fuse.types import Result, Step
 
 EARLY = {
@@ -168,6 +170,38 @@ def show(result: Result) -> None:
         note(
             f"{result.num_non_finite} candidates were dropped: a loss or a gradient was not finite"
         )
+
+
+def show_plan(plan: Plan) -> None:
+    """Show what a run would load, need and do."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "of", "is", "weights", "memory", "to fetch"):
+        table.add_column(title, overflow="fold", no_wrap=title != "of")
+    for model in plan.models:
+        numbers = _amount(model.num_weights, ""), _amount(model.memory_bytes, "B")
+        cells = (model.key, model.model_id, model.where, *numbers)
+        table.add_row(*(Text(clipped(cell)) for cell in cells), _amount(model.fetched_bytes, "B"))
+    output.print(table)
+    memory = [model.memory_bytes for model in plan.models if model.memory_bytes is not None]
+    more = " and more" * (len(memory) < len(plan.models))
+    lines = [f"memory: {_amount(sum(memory), 'B')} of weights{more}"]
+    lines += [f"adapter for {name}: {state}" for name, state in plan.adapters.items()]
+    lines.append(
+        f"{plan.method}: {plan.search_width or 'all'} candidates a step, {plan.steps} steps at "
+        f"most, {plan.num_pictures} search(es)"
+    )
+    for line in [*lines, *plan.missing]:
+        output.print(Text(clipped(line)), soft_wrap=True)
+
+
+def _amount(number: float | None, unit: str) -> str:
+    """Return a large number in a few signs; a question mark for one that is not known."""
+    if number is None:
+        return "?"
+    for sign, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {sign}{unit}"
+    return f"{number:g} {unit}".strip()
 
 
 def show_former(name: str, report: Mapping[str, Any] | None) -> None:

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: a search finishes its step and keeps what it has found."""
+"""Ctrl-C, SIGTERM and SIGHUP, the end of a terminal: a search finishes its step and keeps what it
+has found.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from types import FrameType
 from typing import Any
 
 NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP"):
+    NAMES[signal.SIGHUP] = "hung up"
 
 
 class Interrupted(BaseException):
@@ -32,7 +36,9 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: A
 
 
 class StopRequest:
-    """Within this context SIGINT and SIGTERM ask for a stop instead of breaking off.
+    """Within this context SIGINT, SIGTERM and SIGHUP ask for a stop instead of breaking off.
+
+    A SIGHUP that is ignored stays so, as `nohup` wants it.
 
     Outside of a search they raise `Interrupted` at once. During one they set `signal`, and the
     search stops after its step; a second SIGINT ends the process at once.
@@ -50,6 +56,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in NAMES:
+                if NAMES[number] == "hung up" and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._former[number] = signal.signal(number, self._handle)
             sys.excepthook = _without_traceback
         return self

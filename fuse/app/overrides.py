@@ -7,16 +7,19 @@ text becomes `"${text:'...'}"`, its special signs percent-encoded, so that Hydra
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from fuse.app.hints import Verbatim
 from fuse.app.places import CONF
-from fuse.app.schema import Verbatim, verbatim_keys
+from fuse.app.schema import verbatim_keys
 from fuse.errors import FuseError, one_line, one_of
 from fuse.options import shown
 
@@ -25,6 +28,12 @@ FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-di
 MULTIRUN = ("-m", "--multirun")
 SIGNS = re.compile(r"""[%'"\\${}\x00-\x1f\x7f]""")
 """What means something to Hydra or OmegaConf within quotes."""
+MAX_KEY, MAX_VALUE, MAX_BRACKETS = 200, 20_000, 20
+"""Characters of a key and of a value that is no text, and opening brackets in it: of more, Hydra's
+parser takes minutes, or as many calls in each other as Python allows.
+"""
+MAX_JOBS = 10_000
+"""Of a sweep; Hydra makes a list of all before the first one begins."""
 FUNCTION = re.compile(r"(choice|range|glob|shuffle|sort|interval|tag)\(.*\)", re.DOTALL)
 """A sweep that Hydra has a function for."""
 
@@ -55,11 +64,12 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     flags: list[str] = []
     found, is_value = [], False
     for argument in arguments:
-        if is_value or argument.startswith("-"):
+        if is_value or (argument.startswith("-") and argument != "-"):
             flags.append(argument)
             is_value = not is_value and argument in FLAGS_WITH_VALUE
         else:
             found += reader.read(argument)
+    reader.check_number_of_jobs()
     reader.mistakes += _wrong_flags(flags)
     if reader.mistakes:
         raise FuseError("\n".join(reader.mistakes))
@@ -75,7 +85,9 @@ def _wrong_flags(flags: Sequence[str]) -> list[str]:
     parser.exit_on_error = False
     parser.error = wrong.append  # type: ignore[method-assign, assignment]
     try:
-        parser.parse_args(list(flags))
+        given = parser.parse_args(list(flags))
+        if given.experimental_rerun is not None:
+            wrong.append("--experimental-rerun: it would read a pickle, which can run code")
     except ArgumentError as error:
         wrong.append(str(error))
     return [f"{one_line(text)}; see python find_prompt.py --help" for text in wrong[:1]]
@@ -90,6 +102,7 @@ class Reader:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.mistakes: list[str] = []
+        self._num_jobs = 1
         self._sweeps = bool(set(MULTIRUN) & set(arguments))
         self._own_configs = any(a.startswith(("--config", "-c")) for a in arguments)
         self._groups = groups()
@@ -100,9 +113,12 @@ class Reader:
         match = re.fullmatch(r"(\+\+|\+|~|)([^=]*?)(?:=(.*))?", argument, re.DOTALL)
         assert match is not None
         sign, key, value = match.groups()
-        group = key.partition("@")[0]
-        if not re.fullmatch(r"[\w.@/:-]+", key, re.ASCII):
-            return self._wrong(f"{shown(argument)}: expected KEY=VALUE, such as steps=20")
+        group, at, package = key.partition("@")
+        if len(key) > MAX_KEY or not re.fullmatch(r"[\w.@/:-]+", key, re.ASCII):
+            given = argument if argument.strip() else repr(argument)
+            return self._wrong(f"{shown(given)}: expected KEY=VALUE, such as steps=20")
+        if at and not re.fullmatch(r"secondary\.[\w-]+", package):
+            return self._wrong(f"{shown(argument)}: expected +{group}@secondary.NAME=CHOICE")
         if sign == "~":
             return self._deletion(argument, key)
         if value is None:
@@ -111,6 +127,8 @@ class Reader:
             return self._choice(argument, group, value)
         if key.startswith("hydra."):
             return [argument]
+        if key.partition("/")[0] == "hydra":
+            return self._wrong(f"{shown(argument)}: expected hydra.KEY=VALUE")
         name = key.rpartition(".")[2]
         if name in self._verbatim:
             return [f"++{key}={self._text(key, value, self._verbatim[name])}"]
@@ -149,23 +167,36 @@ class Reader:
     def _plain(self, key: str, value: str) -> list[str]:
         """Check that Hydra can read a value that is no text."""
         override = self._parsed(f"{key}={value}", key, value)
-        if override is not None and override.is_sweep_override() and not self._sweeps:
+        if override is None:
+            return []
+        if override.is_sweep_override() and not self._sweeps:
             return self._wrong(f"{key}={shown(value)}: several values; give -m for a sweep")
-        return [] if override is None else [f"++{key}={value}"]
+        return [f"++{key}={value}"]
 
     def _parsed(self, argument: str, key: str, value: str) -> Any:
         """Return an override as Hydra parses it; None after a mistake."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from hydra.errors import HydraException
 
+        if len(value) > MAX_VALUE or sum(map(value.count, "[{(")) > MAX_BRACKETS:
+            self._wrong(f"{key}={shown(value)}: too long, or nested too deep; give less")
+            return None
         try:
-            return OverridesParser.create().parse_override(argument)
-        except HydraException:
+            override = OverridesParser.create().parse_override(argument)
+            if override.is_sweep_override():
+                self._num_jobs *= _num_values(override)
+            return override
+        except (HydraException, ValueError, RecursionError):  # the second: of too many digits
             self._wrong(
                 f"{key}={shown(value)}: not a value that can be read; expected a number, a word, "
                 "true, false, null or a list such as [a,b]"
             )
             return None
+
+    def check_number_of_jobs(self) -> None:
+        """Note where a sweep has more jobs than anybody waits for."""
+        if self._sweeps and self._num_jobs > MAX_JOBS:
+            self._wrong(f"-m: a sweep of more than {MAX_JOBS} jobs; give fewer values")
 
     def _text(self, key: str, value: str, mark: Verbatim) -> str:
         """Return a text, or a sweep over several, as Hydra takes it."""
@@ -176,6 +207,7 @@ class Reader:
         if value.startswith("glob("):
             return self._files(key, value)
         parts = split_outside(value)
+        self._num_jobs *= len(parts)
         return ",".join(self._one_text(key, part, mark) for part in parts)
 
     def _files(self, key: str, value: str) -> str:
@@ -184,6 +216,7 @@ class Reader:
         found = sorted(glob(str(Path(pattern).expanduser())))  # noqa: PTH207  (absolute or not)
         if not found:
             self._wrong(f"{key}={shown(value)}: no file matches")
+        self._num_jobs *= max(len(found), 1)
         return ",".join(encoded(path) for path in found)
 
     def _one_text(self, key: str, value: str, mark: Verbatim) -> str:
@@ -191,7 +224,8 @@ class Reader:
         if mark.or_null and value == "null":
             return value
         is_list = value.startswith("[") and value.endswith("]")
-        if mark.or_null and is_list and not Path(value).exists():
+        # A long list is no name of a file, which Path.exists would complain of
+        if mark.or_null and is_list and not os.path.exists(value):  # noqa: PTH110
             parts = [unquoted(part) for part in split_outside(value[1:-1]) if part]
             return f"[{','.join(self._encoded(key, part) for part in parts)}]"
         return self._encoded(key, unquoted(value))
@@ -202,6 +236,18 @@ class Reader:
         except UnicodeEncodeError:
             self._wrong(f"{key}={shown(text)}: not a text in UTF-8; check the terminal's encoding")
             return "null"
+
+
+def _num_values(override: Any) -> int:
+    """Return how many values a sweep has over one key, or one more than a sweep may have."""
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+
+    sweep = override.value()
+    if isinstance(sweep, RangeSweep):
+        values: Any = sweep.range()
+    else:
+        values = sweep.list if isinstance(sweep, ChoiceSweep) else [sweep]
+    return sum(1 for _ in islice(values, MAX_JOBS + 1))
 
 
 def unquoted(value: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from fuse.app.schema import verbatim_keys
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 LIMITS = ("steps", "time_limit", "max_evaluations", "stop_loss", "stop_at_label")
 """What ends a run: a resume may change it."""
-NOT_COMPARED = (*LIMITS, "resume")
+NOT_COMPARED = (*LIMITS, "resume", "dry_run")
 CONFIG, RESULT, TRACE, CHECKPOINT = (
     "config.json",
     "result.json",
@@ -211,7 +212,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Return the keys in which two configs differ, with both values; limits are left out."""
-    old, new = _flat(saved), _flat(given)
+    old, new = _flat(anchored(saved)), _flat(anchored(given))
     found = []
     for key in sorted({*old, *new}):
         if key.partition(".")[0] not in NOT_COMPARED and old.get(key) != new.get(key):
@@ -237,6 +238,27 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> bool:
             f"{' and more' * (len(found) > 5)}; choose another folder"
         )
     return True
+
+
+def anchored(config: Any, key: str = "") -> Any:
+    """Return a configuration whose paths mean the same in every working directory.
+
+    A value that may be a hub id is a path if there is such a file or folder.
+    """
+    if isinstance(config, Mapping):
+        return {name: anchored(value, name) for name, value in config.items()}
+    if isinstance(config, list):
+        return [anchored(value, key) for value in config]
+    mark = verbatim_keys().get(key)
+    is_path = isinstance(config, str) and mark is not None and mark.or_null
+    return str(Path(config).absolute()) if is_path and _exists(config) else config
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

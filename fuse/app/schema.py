@@ -1,12 +1,12 @@
 """The configuration: every key described once.
 
-Options of methods, strategies and adapters are described where these are; here is what a run has
-beside them. Nothing of this file imports a network library.
+Options of methods, strategies, adapters and goals are described where these are; here is what a
+run has beside them. Nothing of this file imports a network library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,11 +14,12 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import StringConstraints
 from typing_extensions import Doc
 
+from fuse.app.goals import GOALS
+from fuse.app.hints import ModelId, Path, Pictures, Text, Verbatim
 from fuse.images import ReadingOptions
 from fuse.options import (
     AtLeastOne,
     Count,
-    NotNegative,
     Number,
     OneOf,
     Option,
@@ -27,26 +28,9 @@ from fuse.options import (
     Words,
     options_of,
 )
-from fuse.registry import LM_LOSSES, MODELS
+from fuse.registry import MODELS
+from fuse.text.messages import Message
 
-Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Verbatim:
-    """Mark a text that is taken from the command line exactly as it is typed.
-
-    Args:
-        or_null: whether an unquoted null is no text, but none.
-    """
-
-    or_null: bool = False
-
-
-Text = Annotated[str, Verbatim()]
-Path = Annotated[str, MinLen(1), Verbatim(or_null=True), Words("a path")]
-ModelId = Annotated[str, MinLen(1), Verbatim(or_null=True), Words("a hub id or a local folder")]
-Pictures = Annotated[Path | list[Path] | None, Words("a picture, a folder, a list, or null")]
 Device = Annotated[
     str, StringConstraints(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,3})?)$"),
     Words("auto, cpu, cuda, cuda:1, mps, xpu"),
@@ -57,6 +41,13 @@ Interval = Annotated[
     Words("a number of steps such as 10, seconds such as 30s, or null"),
 ]
 
+Revision = Annotated[
+    str, MinLen(1), Verbatim(or_null=True), Words("a branch, a tag or a commit of the hub")
+]  # fmt: skip
+
+Messages = Annotated[
+    list[Message], MinLen(1), Words("messages such as [{role:user,content:'{prompt}'}]")
+]  # fmt: skip
 DEVICE = Doc("where it runs")
 DTYPE = Doc(
     "float32, float16, bfloat16; mixed_float16, mixed_bfloat16: "
@@ -90,27 +81,57 @@ class RunOptions:
     checkpoint_every: Annotated[
         Interval, Doc("steps, or seconds such as 30s; null: no checkpoints")
     ]
+    dry_run: Annotated[
+        bool, Doc("show what a run would load, need and do; nothing is loaded or fetched")
+    ]
     device: Annotated[Device, DEVICE]
     dtype: Annotated[DType, DTYPE]
 
 
 @dataclass(frozen=True)
-class CaptionerOptions:
+class LoadOptions:
+    """Which version of a model is loaded, and how its weights are held."""
+
+    revision: Annotated[Revision | None, Doc("of a hub id; null: the newest")]
+    device: Annotated[Device, DEVICE]
+    dtype: Annotated[DType, DTYPE]
+    device_map: Annotated[
+        Literal["auto", "balanced", "sequential"] | None,
+        Doc("how accelerate spreads the layers over all devices; null: all on one"),
+    ]
+    attn_implementation: Annotated[
+        Literal["eager", "sdpa", "flash_attention_2"] | None,
+        Doc("how the network attends; null: as transformers chooses"),
+    ]
+    quantization: Annotated[
+        Literal["none", "int8", "nf4", "torchao_int8"],
+        Doc("int8, nf4: weights of 8 or 4 bits by bitsandbytes; torchao_int8: by torchao"),
+    ]
+
+
+@dataclass(frozen=True)
+class CaptionerOptions(LoadOptions):
     """Who writes for method=caption and init=caption."""
 
-    model_id: Annotated[ModelId, Doc("BLIP, BLIP-2, any image-text-to-text model")]
+    model_id: Annotated[
+        ModelId, Doc("BLIP, Florence-2, ViT-GPT2, LLaVA, any image-text-to-text model")
+    ]
     question: Annotated[Text, Doc("for models that are talked to")]
+    prompt: Annotated[
+        Text | None,
+        Doc("the whole text that it goes on from; null: the question, or what its family is told"),
+    ]
     max_new_tokens: Annotated[Count, Doc("tokens of a caption, at most")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(LoadOptions):
     """What the entry of every model holds, in `primary` and in `secondary`."""
 
     kind: Annotated[Annotated[str, OneOf(tuple(MODELS))], Doc("what kind of model it is")]
-    model_id: Annotated[ModelId, Doc("a hub id or a local folder")]
+    model_id: Annotated[
+        ModelId, Doc("a hub id or a local folder, of an adapter of PEFT, too; or a FILE.gguf there")
+    ]
     weight: Annotated[Number, Doc("of its loss in the sum")]
     prefix: Annotated[Text, Doc("fixed text before the prompt")]
     suffix: Annotated[Text, Doc("fixed text after it")]
@@ -125,69 +146,20 @@ class ModelOptions:
         Literal["space", "none"],
         Doc("space: single spaces around the prompt where words would touch; none: nothing"),
     ]
+    template: Annotated[
+        Literal["plain", "chat"],
+        Doc(
+            "plain: prefix, prompt, suffix; chat: `messages`, as the model's chat template has "
+            "them; a label is the assistant's turn"
+        ),
+    ]
+    messages: Annotated[
+        Messages, Doc("of template=chat: roles and contents, one of which holds {prompt}")
+    ]
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
     prefix_cache: Annotated[bool, Doc("false: every row is read whole; changes no result")]
     packing: Annotated[bool, Doc("false: the rows of a batch are padded; changes no result")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
     corpus: Annotated[Path | None, Doc("what adapters are fitted on")] = None
-
-
-@dataclass(frozen=True)
-class FluencyOrLabel:
-    """What is sought with a causal LM."""
-
-    loss: Annotated[
-        Annotated[str, OneOf(tuple(LM_LOSSES))] | None,
-        Doc(
-            "nll, log_prob, kl_div: fluency; cross_entropy: how readily the LM says the label; "
-            "null: the last with a label, else nll"
-        ),
-    ]
-    label: Annotated[Text | None, Doc("the text that it shall say")]
-    perplexity_weight: Annotated[
-        NotNegative, Doc("of cross_entropy: weight of the prompt's own nll")
-    ]
-    tau: Annotated[
-        Positive,
-        Doc("of kl_div: width of a token's neighbourhood, in squared units of the embeddings"),
-    ]
-
-
-@dataclass(frozen=True)
-class Fluency:
-    """What is sought with a masked LM: nothing but fluency."""
-
-
-@dataclass(frozen=True)
-class ImageGoal:
-    """What is sought with a model that looks at a picture."""
-
-    image: Annotated[Pictures, Doc("the picture that the text is to fit")]
-
-
-@dataclass(frozen=True)
-class TextGoal:
-    """What is sought with a sentence encoder."""
-
-    target: Annotated[Text | None, Doc("the text whose meaning is sought")]
-
-
-@dataclass(frozen=True)
-class ClassGoal:
-    """What is sought with a classifier."""
-
-    target: Annotated[Text | Whole | None, Doc("the class that is sought: its name or its number")]
-
-
-GOAL_OPTIONS: dict[str, type] = {
-    "fluency or label": FluencyOrLabel,
-    "fluency": Fluency,
-    "image": ImageGoal,
-    "text": TextGoal,
-    "class": ClassGoal,
-}
-"""What the entry of a model holds beside `ModelOptions`, by `Model.goal`."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +192,7 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class DraftOptions:
+class DraftOptions(LoadOptions):
     """Who guesses: what differs from the primary's entry; it may have other tokens."""
 
     model_id: Annotated[
@@ -231,15 +203,13 @@ class DraftOptions:
         ),
     ]
     batch_size: Annotated[Count, Doc("rows in one forward pass")]
-    device: Annotated[Device, DEVICE]
-    dtype: Annotated[DType, DTYPE]
 
 
 def options_of_kind(kind: str) -> dict[str, Option]:
     """Return what the entry of a kind of model holds beside `ModelOptions`."""
     model = MODELS[kind]
     own = options_of(model.load_options) if model.load_options else {}
-    return options_of(GOAL_OPTIONS[model.goal]) | own
+    return options_of(GOALS[model.goal]) | own
 
 
 def run_options() -> dict[str, Option]:
@@ -251,7 +221,7 @@ def verbatim_keys() -> dict[str, Verbatim]:
     """Return the last part of every key whose values are texts as they are typed."""
     found: dict[str, Verbatim] = {"pretrained": Verbatim(or_null=True)}
     described = (RunOptions, CaptionerOptions, ModelOptions, AdapterFiles, DraftOptions)
-    for kind in (*described, *GOAL_OPTIONS.values()):
+    for kind in (*described, *GOALS.values()):
         for name, option in options_of(kind).items():
             marks = list(_marks(option.hint))
             if marks:

@@ -18,6 +18,7 @@ from fuse.app.pictures import find_pictures
 from fuse.app.run_folder import (
     CONFIG,
     RunFolder,
+    anchored,
     check_not_passed,
     check_same_run,
     limits_of,
@@ -91,6 +92,11 @@ class Session:
 
         every = CheckpointEvery.parse(config["checkpoint_every"])
         groups = _groups(config, config["batch_images"])
+        if config["dry_run"]:
+            from fuse.app.plan import plan_of
+
+            self._show(console.show_plan, plan_of(config, sum(map(len, groups))))
+            return
         check_same_run(folder, config)
         self._lock = lock(folder)
         for configs in groups:
@@ -134,7 +140,7 @@ class Session:
         if not jobs:
             return {}
         # Only now, when the options have been of use
-        RunFolder(folder, self.problems).write_json(CONFIG, whole)
+        RunFolder(folder, self.problems).write_json(CONFIG, anchored(whole))
         self.resumable = folder if every is not None else None
         with console.search_bars({n: job.search.most_steps for n, job in jobs.items()}) as bars:
             for name, job in jobs.items():
@@ -147,16 +153,19 @@ class Session:
 
     def _job(self, config: Config, folder: RunFolder) -> Job:
         """Build the search of one picture."""
-        from fuse.app.build import build
+        from fuse.app.build import build, weights_of
+        from fuse.app.reach import reaching
         from fuse.app.run import Job
 
         began = time.perf_counter()
-        search = build(config, console.fitting, self._models)
+        with reaching(config):
+            search = build(config, console.fitting, self._models)
         facts = {
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],
-            "image": config["image"],
+            "image": anchored(config["image"], "image"),
             "method": config["method"]["name"],
+            "models": weights_of(config, search.objective),
             "limits": limits_of(config),
         }
         return Job(search, folder, facts)

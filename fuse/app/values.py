@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from fuse.app.schema import Config
+from fuse.app.hints import Config
 from fuse.errors import FuseError
 
 T = TypeVar("T")

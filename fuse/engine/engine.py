@@ -17,6 +17,7 @@ from fuse.errors import FuseError
 from fuse.losses import Loss, VectorLoss
 from fuse.memo import Memo
 from fuse.models import CausalLM, Model, VectorModel
+from fuse.models.model_files import first_line
 from fuse.nn.batch import Inputs
 from fuse.text.template import Encoded
 from fuse.types import Ids
@@ -178,9 +179,7 @@ class Engine:
             labels = leaves[1] if by_labels else None
             with_leaves = replace(inputs, embeddings=leaves[0], label_positions=at, labels=labels)
             losses = self.loss(self.model, with_leaves)
-            by_leaf = torch.autograd.grad(
-                losses.sum(), leaves, allow_unused=True, materialize_grads=True
-            )
+            by_leaf = _gradients(self.model, losses, leaves)
             row = torch.arange(len(batch), device=at.device)[:, None]
             found = [by_leaf[0][row, at].float(), *by_leaf[1:]]
             found = [torch.where(real[..., None], one, 0.0) for one in found]
@@ -263,7 +262,27 @@ class Engine:
             parts = [self.next_token_log_probs(part) for part in (rows[:half], rows[half:])]
             return torch.cat(parts)
         assert prefixes.logits is not None
-        return prefixes.logits.all_log_probs(torch.tensor(index, device=self.model.device)).float()
+        log_probs = prefixes.logits.all_log_probs(torch.tensor(index, device=self.model.device))
+        return log_probs[:, : len(self.model.vocabulary)].float()
+
+
+def _gradients(
+    model: Model, losses: Float[Tensor, " b"], leaves: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the sum of losses; zero by what they do not depend on.
+
+    Raises:
+        FuseError: the network has none.
+    """
+    try:
+        return torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise FuseError(
+            f"network={type(model.network).__name__}: no gradient goes through it "
+            f"({first_line(error)}); choose a method that needs none, such as random"
+        ) from error
 
 
 class EngineGroup:

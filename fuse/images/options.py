@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from pydantic import AfterValidator
 from typing_extensions import Doc
 
-from fuse.errors import FuseError, one_line
-from fuse.options import AtLeastOne, check_options
+from fuse.options import AtLeastOne, Words, check_options
+
+
+def _colour(name: str) -> str:
+    """Return the name of a colour that Pillow knows; a validator of pydantic."""
+    from PIL import ImageColor
+
+    ImageColor.getrgb(name)  # raises ValueError
+    return name
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,10 @@ class ReadingOptions:
     """
 
     background: Annotated[
-        str, Doc("the colour behind transparent parts and beside a padded picture")
+        str,
+        AfterValidator(_colour),
+        Words("a colour such as white, or #rrggbb"),
+        Doc("the colour behind transparent parts and beside a padded picture"),
     ] = "white"
     fit: Annotated[
         Literal["crop", "pad"],
@@ -43,18 +54,11 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        self.colour  # noqa: B018  (raises)
 
     @property
     def colour(self) -> tuple[int, int, int]:
         """The background's red, green and blue, each from 0 to 255."""
         from PIL import ImageColor
 
-        try:
-            red, green, blue = ImageColor.getrgb(self.background)[:3]
-        except (ValueError, TypeError, AttributeError):
-            raise FuseError(
-                f"background={one_line(self.background)}: not a colour; "
-                "expected a name such as white, or #rrggbb"
-            ) from None
+        red, green, blue = ImageColor.getrgb(self.background)[:3]
         return red, green, blue

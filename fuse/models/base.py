@@ -9,6 +9,7 @@ is, so results are its own.
 from __future__ import annotations
 
 import hashlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,10 @@ from torch import Tensor
 from fuse.errors import FuseError
 from fuse.nn.batch import CachedPrefixes, Inputs, pad
 from fuse.nn.embedding_table import EmbeddedVocabulary, in_double
-from fuse.nn.fixed_layers import accelerated
-from fuse.nn.hooks import changing_output
+from fuse.nn.fixed_layers import Acceleration
 from fuse.nn.network_state import network_state, num_packed_weights
 from fuse.nn.network_view import network_view
+from fuse.nn.token_lookups import TokenLookups
 from fuse.text.template import Template
 from fuse.text.vocabulary import require_text
 from fuse.types import Ids
@@ -49,7 +50,7 @@ class Model(ABC):
     """
 
     goal: ClassVar[str] = "fluency"
-    """What is sought with such a model, by its name in `fuse.app.terms.GOALS`."""
+    """What is sought with such a model, by its name in `fuse.app.goals.GOALS`."""
     load_options: ClassVar[type | None] = None
     """A dataclass of what `load` takes from the configuration beside id, dtype and device."""
 
@@ -74,13 +75,16 @@ class Model(ABC):
         tail: Ids | None = None,
     ) -> None:
         view, by_id = network_view(network)
-        self.network = accelerated(view)
+        self.network = view
+        self.acceleration = Acceleration(view)
         self.embedding_layer = by_id.get(id(embedding_layer), embedding_layer)
-        table = _embedding_table(self.embedding_layer)
+        self.lookups = TokenLookups(view, self.embedding_layer)
+        table = _embedding_table(view, self.embedding_layer)
         self.vocabulary = EmbeddedVocabulary(tokenizer, table, max_length, head, tail)
-        _check_tokens(self.vocabulary)
-        self._quantised_layer = _quantised_layer(view)
-        """The name of a layer through which no gradient goes; None if there is none."""
+        check_tokens(self.vocabulary)
+        layer = _quantised_layer(view)
+        self.no_gradient = None if layer is None else f"its layer {layer} is quantised"
+        """Why there is no gradient by embeddings; None if there is one."""
 
     @classmethod
     @abstractmethod
@@ -131,23 +135,35 @@ class Model(ABC):
         """
         raise NotImplementedError
 
+    def fit_vocabulary(self, num_predicted: int, max_length: int) -> None:
+        """Leave out tokens that the network never predicts, and positions that it does not know.
+
+        Raises:
+            FuseError: a special token is among them.
+        """
+        old = self.vocabulary
+        table, length = old.embedding[:num_predicted], min(old.max_length, max_length)
+        old.max_length = length
+        if len(table) < len(old):
+            self.vocabulary = EmbeddedVocabulary(old.tokenizer, table, length, old.head, old.tail)
+            check_tokens(self.vocabulary)
+
     @contextmanager
     def reading(self, embeddings: Float[Tensor, "b t d"] | None) -> Iterator[None]:
         """Let the embedding layer return these embeddings, if there are any, within a context.
 
         Raises:
-            FuseError: a gradient by the embeddings is wanted, and a quantised layer has none.
+            FuseError: a gradient by the embeddings is wanted, and there is none.
         """
         if embeddings is None:
             yield
             return
-        if self._quantised_layer and embeddings.requires_grad and torch.is_grad_enabled():
+        if self.no_gradient and embeddings.requires_grad and torch.is_grad_enabled():
             raise FuseError(
-                f"network={type(self.network).__name__}: its layer {self._quantised_layer} is "
-                "quantised and has no gradient; choose a method that needs none, such as random, "
-                "or weights that are not quantised"
+                f"network={type(self.network).__name__}: {self.no_gradient}, so that it has no "
+                "gradient; choose a method that needs none, such as random, or other weights"
             )
-        with changing_output(self.embedding_layer, lambda _: embeddings):
+        with self.lookups.returning(embeddings):
             yield
 
 
@@ -183,13 +199,27 @@ class EmbeddingModel(VectorModel):
         return self.vector(pad(rows, self.device))
 
 
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What configs call the number of positions that a network reads."""
+
+
 def context_length(config: Any, tokenizer: Any) -> int:
     """Return how many tokens both a network and its tokenizer take, as far as they say so."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(limit for limit in (positions, tokenizer.model_max_length) if limit)
+    config = config.get_text_config()
+    said = [getattr(config, name, None) for name in LENGTHS]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        # Longer rows turn all positions by other angles, those of a batch's shorter rows, too
+        said.append(rope.get("original_max_position_embeddings"))
+        said.append(getattr(config, "original_max_position_embeddings", None))
+    limits = [sys.maxsize]
+    for limit in (*said, tokenizer.model_max_length):
+        if isinstance(limit, int | float) and limit > 0:
+            limits.append(int(limit))
+    return min(limits)
 
 
-def _check_tokens(vocabulary: EmbeddedVocabulary) -> None:
+def check_tokens(vocabulary: EmbeddedVocabulary) -> None:
     """Check that a tokenizer knows words, and that the network knows its special tokens.
 
     Raises:
@@ -197,7 +227,13 @@ def _check_tokens(vocabulary: EmbeddedVocabulary) -> None:
     """
     tokenizer = vocabulary.tokenizer
     special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    if set(tokenizer.get_vocab()) <= special:
+    words = {token: id for token, id in tokenizer.get_vocab().items() if token not in special}
+    if words and max(words.values()) >= len(vocabulary):
+        raise FuseError(
+            f"tokenizer={tokenizer.name_or_path}: it has {1 + max(words.values())} tokens, and the "
+            f"network knows {len(vocabulary)}; choose the tokenizer that belongs to it"
+        )
+    if not words:
         raise FuseError(
             f"tokenizer={tokenizer.name_or_path}: knows no words; "
             "add its tokenizer.json or choose another model"
@@ -210,13 +246,25 @@ def _check_tokens(vocabulary: EmbeddedVocabulary) -> None:
             )
 
 
-def _embedding_table(layer: Any) -> Float[Tensor, "v d"]:
-    """Return what an embedding layer returns for each id: its weight itself where that is equal."""
-    weight = layer.weight
+def _embedding_table(network: Any, layer: Any) -> Float[Tensor, "v d"]:
+    """Return what an embedding layer returns for each id: its weight itself where that is equal.
+
+    Raises:
+        FuseError: it is no such layer.
+    """
+    weight: Any = getattr(layer, "weight", None)
     plain = type(weight) in (Tensor, torch.nn.Parameter) and not weight.is_meta
-    size = len(weight) if isinstance(weight, Tensor) else layer.num_embeddings
-    # Hooks of accelerate bring ids to where a layer runs
-    table = layer(torch.arange(size, device=weight.device if plain else "cpu"))
+    try:
+        size = len(weight) if isinstance(weight, Tensor) else layer.num_embeddings
+        # Hooks of accelerate bring ids to where a layer runs
+        table = layer(torch.arange(size, device=weight.device if plain else "cpu"))
+    except (AttributeError, TypeError):
+        table = None
+    if not isinstance(table, Tensor) or table.ndim != 2:
+        raise FuseError(
+            f"network={type(network).__name__}: its embedding layer ({type(layer).__name__}) does "
+            "not return one vector for each token; choose another"
+        )
     if plain and table.dtype == weight.dtype and torch.equal(table, weight):
         return weight.detach()  # takes no memory
     return table

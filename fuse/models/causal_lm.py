@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,20 +12,29 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from fuse.models.causal_proof import CausalProof
 from fuse.models.decoder import Decoder
+from fuse.models.gguf_files import SUFFIX
 from fuse.models.loading import load_network, load_pretrained, loading
+from fuse.models.model_files import read_object
 from fuse.models.predictions import Predictions, state_kind
-from fuse.models.reuse_trial import ReuseTrial
 from fuse.nn.batch import CacheHits, Inputs
 from fuse.nn.lm_head import LazyLogits
-from fuse.nn.prefix_attention import PREFIX_ATTENTION, use_prefix_attention
+from fuse.nn.prefix_attention import PREFIX_ATTENTION
+
+SOFTMAX_ATTENTION = ("eager", "sdpa", "flash_attention_2", PREFIX_ATTENTION)
+"""Kinds of attention that differ in how they compute alone."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""The layers whose tokens see all before, or those within a window; as transformers calls them."""
 
 
 class CausalLM(Decoder):
     """A Hugging Face causal LM.
 
-    When it is made, short passes try whether its network packs rows and goes on from a prefix
-    cache.
+    When it is made, short passes show in which ways its network reads as it does plainly.
+
+    Raises:
+        FuseError: the network is not causal, changes from pass to pass, or does not read text.
     """
 
     goal = "fluency or label"
@@ -33,50 +43,39 @@ class CausalLM(Decoder):
     @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any) -> None:
         super().__init__(network, tokenizer)
-        layers = DynamicCache(config=self.network.config).layers
-        # A cache of keys and values does not hold what a convolution has read
-        decoder = self.network.get_decoder()
-        convolves = any(isinstance(module, torch.nn.Conv1d) for module in decoder.modules())
-        if convolves or not all(isinstance(layer, DynamicLayer) for layer in layers):
-            return
-        self._windows = [getattr(layer, "sliding_window", None) for layer in layers]
-        self._try_reuse(may_pack=self._may_pack(len(layers)))
+        self._windows = self._layer_windows()
+        may_pack = self._may_pack()
+        for turn in (self.acceleration.turn, self.turn_late_logits, self.turn_narrowed_output):
+            turn(False)
+        self.turn_narrowed_layer(False)
+        self.turn_padding(False)
+        proof = CausalProof(self)
+        self.fit_vocabulary(proof.num_predicted, proof.max_length)
+        proof.settle(may_pack=may_pack)
 
-    def _may_pack(self, num_cached_layers: int) -> bool:
-        """Whether the network says that its attention can be replaced by ours."""
+    def _layer_windows(self) -> list[int | None]:
+        """Return `_windows`; nothing where the layers' caches are not of keys and values."""
+        try:
+            layers = DynamicCache(config=self.network.config).layers
+        except AttributeError:  # a config that knows no layers
+            return []
+        if not all(isinstance(layer, DynamicLayer) for layer in layers):
+            return []
+        return [getattr(layer, "sliding_window", None) for layer in layers]
+
+    def _may_pack(self) -> bool:
+        """Whether the network says that its attention can be replaced by ours.
+
+        What short rows cannot show has to be said by its config: how far each layer sees.
+        """
         network, config = self.network, self.network.config.get_text_config()
-        # With chunks a token sees those of its own one, by masks of the network
-        chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
-        backend = getattr(network, "_supports_attention_backend", False)
         name = network.config._attn_implementation
-        replaceable = backend and name in ("sdpa", PREFIX_ATTENTION) and not chunked
+        backend = getattr(network, "_supports_attention_backend", False)
+        replaceable = backend and name in SOFTMAX_ATTENTION
+        known = {*(getattr(config, "layer_types", None) or ())} <= {*LAYER_TYPES}
         # Some networks' layers share the keys and values of one
-        return replaceable and num_cached_layers == config.num_hidden_layers
-
-    def _try_reuse(self, may_pack: bool) -> None:
-        """Find out whether the network packs and goes on from a prefix cache."""
-        trial = ReuseTrial(self, self._states_after)
-        self.supports_prefix_cache = True
-        if may_pack:
-            undo = use_prefix_attention(self.network)
-            self.supports_packing = True
-            self.supports_packing = trial.passes(packed=True)
-            if self.supports_packing:
-                return
-            undo()
-        self.supports_prefix_cache = trial.passes(packed=False)
-
-    def _states_after(self, inputs: Inputs, length: int) -> Float[Tensor, "n d"]:
-        """Return the states that predict all tokens from position `length` on, row after row."""
-        read = inputs.mask & (torch.arange(inputs.mask.shape[1], device=self.device) >= length)
-        found = None
-        for part in self.predictions(inputs, read):
-            hidden = part.logits.hidden[part.index]
-            if found is None:
-                found = hidden.new_zeros(*read.shape, hidden.shape[-1])
-            found[part.at] = hidden.to(found)
-        assert found is not None
-        return found[read]
+        own_caches = len(self._windows) == getattr(config, "num_hidden_layers", 0)
+        return replaceable and known and own_caches
 
     @classmethod
     def load(
@@ -87,10 +86,18 @@ class CausalLM(Decoder):
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> CausalLM:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        """Load a model from a hub id or a local folder; `options` go to `from_pretrained`.
 
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
-        network = load_network(AutoModelForCausalLM, model_id, device, dtype=dtype, **options)
+        One that reads pictures, too, reads text alone.
+
+        Raises:
+            FuseError: the model cannot be found or read, or is no causal language model.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
+        auto_class = _auto_class(model_id, **options)
+        network = load_network(auto_class, model_id, device, dtype=dtype, **options)
         with loading(model_id):
             return cls(network, tokenizer)
 
@@ -99,7 +106,7 @@ class CausalLM(Decoder):
 
         Tokens that no prediction needs are not read, and rows that are equal as far as they are
         read share one pass: so do candidates that differ in their last token alone. What the prefix
-        cache holds is taken from there. Position 0 is never predicted.
+        cache holds is taken from there. Position 0 is never predicted: nothing stands before it.
 
         Returns:
             What the cache predicts, and what a forward pass does; either may be missing.
@@ -189,6 +196,9 @@ class CausalLM(Decoder):
     ) -> Float[Tensor, "b t"]:
         """Return log p(x_t | x_<t) where `read` is true, else 0.
 
+        It is 0 for a row's first token, too, which nothing stands before where the tokenizer has no
+        start token: no prompt can change how likely the network finds it.
+
         A shift `inputs.labels` adds labels . log p at its positions, which is zero in value.
 
         Args:
@@ -216,3 +226,19 @@ class CausalLM(Decoder):
             wrong = part.logits.logits(part.index).argmax(-1) != inputs.ids[part.at]
             result[part.row[wrong]] = False
         return result
+
+
+def _auto_class(model_id: str, **options: Any) -> Any:
+    """Return the class of transformers that loads a language model, or one that sees, too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    if model_id.endswith(SUFFIX):
+        return AutoModelForCausalLM
+    with loading(model_id):
+        config = read_object(str(Path(model_id).expanduser()), "config.json", **options)
+    kind = config.get("model_type")
+    sees = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if sees and kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM

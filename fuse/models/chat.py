@@ -1,4 +1,8 @@
-"""Chat templates of models: programs that others wrote, rendered in a process with limits."""
+"""Chat templates of models: programs that others wrote, rendered in a process with limits.
+
+With a model that was trained to chat, a prompt stands within messages, and the model's template
+writes what stands around it: role names, special tokens, the beginning of the assistant's turn.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ import sys
 from typing import Any
 
 from fuse.errors import FuseError
+from fuse.text.messages import PROMPT, Message, check_messages
 
+STAND_IN = "Jxqvzk"
+"""What stands there while a template is rendered: a word that no template writes itself."""
 MAX_SECONDS = 10
 """How long a template may take, in seconds of processor time."""
 MAX_START_SECONDS = 120
@@ -38,6 +45,39 @@ if len(rendered) > {MAX_CHARACTERS}:
     sys.exit("it is too long")
 sys.stdout.write(json.dumps(rendered))
 """
+
+
+def text_around(tokenizer: Any, messages: list[Message]) -> tuple[str, str]:
+    """Return what a model's chat template writes before and after the prompt in messages.
+
+    The text, tokenised without further special tokens, is what `apply_chat_template` gives with
+    `add_generation_prompt`; a label that follows is how the assistant's turn begins.
+
+    Args:
+        tokenizer: of transformers, with a chat template.
+        messages: roles and contents, one of which holds `PROMPT` once.
+
+    Raises:
+        FuseError: there is no template, or it writes the prompt not once.
+    """
+    if not tokenizer.chat_template:
+        raise FuseError(
+            f"template=chat: the tokenizer of {tokenizer.name_or_path} has no chat template; "
+            "give template=plain, or choose a model that was trained to chat"
+        )
+    check_messages(messages)
+    filled = []
+    for message in messages:
+        content = message["content"].replace(PROMPT, STAND_IN)
+        filled.append({"role": message["role"], "content": content})
+    text = render(tokenizer.chat_template, filled, tokenizer.special_tokens_map)
+    before, *after = text.split(STAND_IN)
+    if len(after) != 1:
+        raise FuseError(
+            f"messages={messages}: the model's chat template writes the prompt {len(after)} times, "
+            "expected once; put it into another message"
+        )
+    return before, after[0]
 
 
 def render(template: Any, messages: list[dict[str, Any]], tokens: dict[str, Any]) -> str:

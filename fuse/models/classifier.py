@@ -1,7 +1,9 @@
-"""Text classifiers: how likely each class is for a text."""
+"""Text classifiers: how likely each class is for a text, or how a text is rated."""
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,28 +13,34 @@ from torch import Tensor
 from fuse.errors import FuseError, did_you_mean
 from fuse.models.base import VectorModel, context_length
 from fuse.models.loading import load_network, load_pretrained, loading
+from fuse.models.token_lookups import reading_tokens
 from fuse.nn.batch import Inputs
 from fuse.nn.lm_head import widened
+from fuse.options import shown
 
 
 class Classifier(VectorModel):
-    """A Hugging Face sequence classifier, of encoder or decoder type.
+    """A Hugging Face sequence classifier, of encoder, decoder or encoder-decoder type.
 
-    `labels` are the names of its classes.
+    `labels` are the names of its classes. One with a single output rates a text instead, as reward
+    models do (`rates`).
 
     Raises:
-        FuseError: the network has no classes.
+        FuseError: the network rates a text by several numbers, or cannot tell where a text ends.
     """
 
     goal = "class"
 
     def __init__(self, network: Any, tokenizer: Any) -> None:
         config = network.config
-        if config.num_labels < 2 or config.problem_type == "regression":
+        self.several = config.problem_type == "multi_label_classification"
+        """Whether a text may be of several classes."""
+        single = config.num_labels == 1 and not self.several
+        self.rates = single or config.problem_type == "regression"
+        if config.num_labels < 1 or (self.rates and not single):
             raise FuseError(
-                f"model_id={config.name_or_path}: it rates a text ({config.num_labels} output(s), "
-                f"problem_type={config.problem_type}); expected a classifier "
-                "with two classes or more"
+                f"model_id={config.name_or_path}: it has {config.num_labels} outputs "
+                f"(problem_type={config.problem_type}); expected classes, or one rating"
             )
         self.labels = [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
         length = context_length(config, tokenizer)
@@ -51,13 +59,13 @@ class Classifier(VectorModel):
         """Load a model from a hub id or a local folder; `options` go to `from_pretrained`.
 
         Raises:
-            FuseError: the model cannot be found or read, or has no classes.
+            FuseError: the model cannot be found or read, or has neither classes nor a rating.
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         kind = AutoModelForSequenceClassification
         network = load_network(kind, model_id, device, dtype=dtype, **options)
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         with loading(model_id):
             return cls(network, tokenizer)
 
@@ -81,8 +89,24 @@ class Classifier(VectorModel):
             f"or an index from 0 to {len(labels) - 1}"
         )
 
+    def rating(self, target: str | float) -> float:
+        """Return a rating that is sought, as a number.
+
+        Raises:
+            FuseError: it is none.
+        """
+        with suppress(TypeError, ValueError):
+            if not isinstance(target, bool) and math.isfinite(float(target)):
+                return float(target)
+        raise FuseError(
+            f"target={shown(target)}: this model rates a text; "
+            "expected the rating sought, a number such as 0.9"
+        )
+
     def vector(self, inputs: Inputs) -> Float[Tensor, "b c"]:
-        """Return log p(class | text). If a text may be of several classes, each is a yes or no.
+        """Return log p(class | text); of a model that rates, the rating.
+
+        If a text may be of several classes, each is a yes or no.
 
         Raises:
             FuseError: an empty row, of a model without special tokens.
@@ -93,24 +117,28 @@ class Classifier(VectorModel):
                 "an empty text; give a prefix"
             )
         ids = torch.where(inputs.mask, inputs.ids, self.pad_id)
-        with self.reading(inputs.embeddings):
+        with reading_tokens(self, ids, inputs.embeddings):
             logits = self.network(input_ids=ids, attention_mask=inputs.mask.long()).logits
         logits = widened(logits)
-        if self.network.config.problem_type == "multi_label_classification":
-            return torch.nn.functional.logsigmoid(logits)
-        return logits.log_softmax(-1)
+        if self.rates:
+            return logits
+        return torch.nn.functional.logsigmoid(logits) if self.several else logits.log_softmax(-1)
 
     def _padding(self, config: Any) -> int:
         """Return the network's id of padding. A decoder finds a row's last token by it.
 
         A network without one is given one that no text ends with, so that every row is read to its
-        end.
+        end: a special token, or one that no search may use.
         """
         rows, tokenizer = len(self.vocabulary), self.vocabulary.tokenizer
         if config.pad_token_id is None or not 0 <= config.pad_token_id < rows:
-            special = (tokenizer.pad_token_id, *tokenizer.all_special_ids, *range(rows))
-            for token in special:
+            unused = (~self.vocabulary.allowed).nonzero()[:, 0].tolist()
+            for token in (tokenizer.pad_token_id, *tokenizer.all_special_ids, *unused):
                 if token is not None and token < rows and token not in self.vocabulary.tail:
                     config.pad_token_id = token
-                    break
+                    return int(token)
+            raise FuseError(
+                f"model_id={config.name_or_path}: it has no token for padding, and none that could "
+                "be; set pad_token_id in its config.json, or choose another model"
+            )
         return int(config.pad_token_id)

@@ -1,9 +1,10 @@
-"""CLIP models of Hugging Face: a text tower and a vision tower with one embedding space."""
+"""Dual encoders of Hugging Face: a text tower and a vision tower with one embedding space."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fuse.models.base import EmbeddingModel
+from fuse.errors import FuseError
+from fuse.models.base import EmbeddingModel, context_length
 from fuse.models.loading import load_network, load_pretrained, loading, preparing
 from fuse.models.reuse_trial import ReuseTrial
+from fuse.models.siglip_tokenizer import fast_form
+from fuse.models.text_form import TextProof, use_eager_attention
+from fuse.models.text_tower import num_positions, token_layer
+from fuse.models.token_pooling import TokenPooling
 from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs
 from fuse.nn.fixed_layers import LastFeedForward
 from fuse.nn.hooks import changing_output
@@ -25,10 +31,13 @@ if TYPE_CHECKING:
 
 
 class CLIP(EmbeddingModel):
-    """A dual encoder: CLIP, or another with its `get_text_features` and `get_image_features`.
+    """A dual encoder: CLIP, SigLIP, ALIGN, or another that has features of texts and of images.
 
-    Its text tower is causal. When the model is made, short passes try whether the tower packs rows
-    and goes on from a prefix cache.
+    When it is made, short passes try whether the text tower packs rows and goes on from a prefix
+    cache, and prove that its vectors of texts are the network's own.
+
+    Raises:
+        FuseError: the network is no dual encoder, or its vectors are others.
     """
 
     goal = "image"
@@ -36,19 +45,40 @@ class CLIP(EmbeddingModel):
     @torch.inference_mode(False)
     @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any, image_processor: Any) -> None:
-        length = network.config.text_config.max_position_embeddings
-        layer = network.text_model.get_input_embeddings()
-        super().__init__(network, tokenizer, layer, length)
+        layer = token_layer(network)
+        length = min(context_length(network.config, tokenizer), num_positions(network))
+        super().__init__(network, fast_form(tokenizer), layer, length)
         self.image_processor = image_processor
-        tower = self.network.text_model
+        proof = TextProof(network, tokenizer, self.vocabulary)
+        self._form, self._num_numbers = proof.form, proof.num_numbers
+        self._last: LastFeedForward | None = None
+        self._pooling: TokenPooling | None = None
+        if self._form.width is None:
+            self._try_reuse()
+        else:
+            self.vocabulary.max_length = self._form.width
+        if not proof.passes(self):
+            self.supports_prefix_cache = self.supports_packing = False
+            self._last = None
+            use_eager_attention(self.network)
+            proof.check(self)
+
+    def _try_reuse(self) -> None:
+        """Find out whether the text tower packs rows and goes on from a prefix cache."""
+        tower: Any = getattr(self.network, "text_model", None)
+        layers = getattr(getattr(tower, "encoder", None), "layers", ())
+        attention = [layer.self_attn for layer in layers if hasattr(layer, "self_attn")]
+        pooling = TokenPooling.of(tower, self.vocabulary) if attention else None
+        if pooling is None:
+            return
+        self._pooling = pooling
         ids = torch.arange(4, device=self.device)[None]
-        layers = tower.encoder.layers
         self._last = LastFeedForward(
             tower, len(layers), lambda: tower(input_ids=ids).last_hidden_state[:, -1]
         )
         trial = ReuseTrial(self, lambda inputs, _: self.vector(inputs))
-        for number, layer in enumerate(layers):
-            layer.self_attn.layer_idx = number
+        for number, module in enumerate(attention):
+            module.layer_idx = number
         undo = use_prefix_attention(tower)
         self.supports_prefix_cache = self.supports_packing = True
         self.supports_packing = trial.passes(packed=True)
@@ -65,17 +95,19 @@ class CLIP(EmbeddingModel):
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> CLIP:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        network = load_network(CLIPModel, model_id, device, dtype=dtype, **options)
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
-        image_processor = load_pretrained(AutoImageProcessor, model_id)
+        network = load_network(AutoModel, model_id, device, dtype=dtype, **options)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
+        image_processor = load_pretrained(AutoImageProcessor, model_id, **options)
         with loading(model_id):
             return cls(network, tokenizer, image_processor)
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
-        """Return unit text vectors, pooled where the network itself pools (at the end token)."""
+        """Return unit text vectors, pooled where the network itself pools."""
         hits = inputs.hits
+        if self._form.width is not None:
+            inputs = self._form.padded(inputs, self.vocabulary.embedding)
         if hits is None or self._pools_within(hits, inputs):
             pooled = self._run(inputs.ids, self._mask(inputs), inputs.embeddings)
         elif hits.packed and self.supports_packing:
@@ -89,14 +121,9 @@ class CLIP(EmbeddingModel):
         """Whether the network pools a row at a token that is cached, and has no state there: where
         the text itself holds an end token.
         """
-        at = self._pooled_position(inputs.ids)[:, None]
+        assert self._pooling is not None
+        at = self._pooling.position(inputs.ids)[:, None]
         return bool((hits.cached_position.gather(1, at) >= 0).any())
-
-    def _pooled_position(self, ids: Int[Tensor, "b t"]) -> Int[Tensor, " b"]:
-        """Return where the network pools: at its first end token, or at the first highest id."""
-        end = self.network.text_model.eos_token_id
-        # As the network has it: the configs of the first CLIPs give the end token as 2
-        return ids.argmax(1) if end == 2 else (ids == end).int().argmax(1)
 
     @torch.no_grad()
     def prefill(self, inputs: Inputs, positions: Sequence[int]) -> CachedPrefixes:
@@ -153,25 +180,48 @@ class CLIP(EmbeddingModel):
             real: the tokens that the layers read as one row; None if they read the rows as they
                 are.
         """
-        # The network pools at its end token, or at the highest id
-        end = self.network.text_model.eos_token_id
-        pooled = (ids == end) | (ids == ids.amax(1, keepdim=True))
-        pooled = pooled if real is None else pooled[real][None]
-        options = {} if cache is None else {"cache_hits": cache, "cache_update": cache}
-        with self.reading(embeddings), self._last.only(pooled):
-            out = self.network.get_text_features(
-                input_ids=ids, attention_mask=mask, position_ids=positions, **options
-            )
-        return out.pooler_output
+        options = self._form.options(ids, mask)
+        if positions is not None:
+            options["position_ids"] = positions
+        if cache is not None:
+            options |= {"cache_hits": cache, "cache_update": cache}
+        # A copy: some networks write to what they have looked up
+        embeddings = None if embeddings is None else embeddings.clone()
+        with self.reading(embeddings), self._reading_only_pooled(ids, real):
+            return self.network.get_text_features(**options).pooler_output
+
+    def _reading_only_pooled(
+        self, ids: Int[Tensor, "b t"], real: Bool[Tensor, "b t"] | None
+    ) -> Any:
+        """Let the last feed-forward part read the tokens that are pooled alone, within a context.
+
+        Args:
+            real: the tokens that the layers read as one row; None if they read the rows as they
+                are.
+        """
+        if self._last is None or self._pooling is None:
+            return nullcontext()
+        position = torch.arange(ids.shape[1], device=ids.device)
+        pooled = position == self._pooling.position(ids)[:, None]
+        return self._last.only(pooled if real is None else pooled[real][None])
 
     @torch.no_grad()
     def embed_images(self, images: list[Image]) -> Float[Tensor, "b e"]:
         """Return unit image vectors, one an image."""
         with preparing("vector", "preprocessor_config.json"):
-            pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
-            pixels = pixels.to(self.device, self.network.dtype)
-            out = self.network.get_image_features(pixel_values=pixels)
-        return normalize(out.pooler_output.float(), dim=-1)
+            read = self.network.get_image_features
+            given = self.image_processor(images=images, return_tensors="pt")
+            given = given.to(self.device, self.network.dtype)
+            known = signature(read).parameters
+            out = read(**{name: value for name, value in given.items() if name in known})
+            vectors = out.pooler_output
+            if vectors.shape[1:] != (self._num_numbers,):
+                raise FuseError(
+                    f"network={type(self.network).__name__}: its vectors of pictures have the "
+                    f"shape {tuple(vectors.shape[1:])} and those of texts {self._num_numbers} "
+                    "numbers; choose another dual encoder"
+                )
+            return normalize(vectors.float(), dim=-1)
 
 
 @contextmanager

@@ -8,21 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
+from itertools import islice
 from math import nan
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad as pad_end
 
 from fuse.errors import FuseError
 from fuse.models.base import Model, context_length
+from fuse.models.proof import plain_logits, plain_options
+from fuse.models.reuse_trial import own_tokens
 from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs
 from fuse.nn.embedding_table import EmbeddingTable
 from fuse.nn.fixed_layers import LastFeedForward
 from fuse.nn.hooks import changing_input
 from fuse.nn.lm_head import LazyLogits, LMHead, widened
 from fuse.nn.packing import packed_cache, padded_cache
+from fuse.types import Ids
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,24 @@ class States:
     def __getitem__(self, index: Any) -> States:
         return States(self.hidden[index], None if self.logits is None else self.logits[index])
 
+    @staticmethod
+    def stacked(rows: Sequence[States | None], length: int) -> States:
+        """Join states of single rows [1 c d], filled up with zeros; at least one has some."""
+        some = next(one for one in rows if one is not None)
+
+        def joined(parts: list[Tensor | None], like: Tensor) -> Tensor:
+            out = []
+            for part in parts:
+                part = like.new_zeros(1, 0, like.shape[-1]) if part is None else part
+                out.append(pad_end(part, (0, 0, 0, length - part.shape[1])))
+            return torch.cat(out)
+
+        hidden = joined([None if one is None else one.hidden for one in rows], some.hidden)
+        if some.logits is None:
+            return States(hidden, None)
+        logits = [None if one is None else one.logits for one in rows]
+        return States(hidden, joined(logits, some.logits))
+
     def flattened(self) -> tuple[Float[Tensor, "u d"], Float[Tensor, "u v"] | None]:
         """Return hidden states and logits, row after row."""
         logits = None if self.logits is None else self.logits.flatten(0, 1)
@@ -45,7 +68,10 @@ class Decoder(Model):
     """A Hugging Face causal network. No special token follows a text."""
 
     tied: bool
-    """Whether the output layer's weight is the very table that the embedding layer looks up."""
+    """Whether the logits are products with the very table that the embedding layer looks up."""
+
+    pads = True
+    """Whether rows of unequal length are read as a batch, rather than one by one."""
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -61,9 +87,13 @@ class Decoder(Model):
         if getattr(config, "output_router_logits", False):
             config.output_router_logits = False  # read in training alone
         self._cache_name = _cache_name(network)
+        self._knows_cache = bool(plain_options(network))
+        """Whether it can be told to keep no cache."""
+        self._narrows = True
+        """Whether the output layer is run for the states that are read alone."""
         self._windows: list[int | None] = []
         """For each layer how many positions a token sees; None for all."""
-        self._set_up_output(config.num_hidden_layers)
+        self._set_up_output(getattr(config, "num_hidden_layers", 0))
 
     def _set_up_output(self, num_layers: int) -> None:
         """See by short passes what the network does last.
@@ -72,23 +102,43 @@ class Decoder(Model):
             FuseError: it has no output layer, or does not call it.
         """
         network, layer = self.network, self.network.get_output_embeddings()
-        ids = torch.arange(4, device=self.device)[None]
         usable: list[bool] = []
+        row = tuple(islice(own_tokens(self.vocabulary), 4))
 
-        def last_logits() -> Float[Tensor, "1 v"]:
-            logits, given, returned = _output(network, layer, ids)
-            usable.append(_is_linear(layer, given.device) and _equal(logits, returned))
-            return logits[:, -1]
+        def last_logits() -> Float[Tensor, " v"]:
+            logits, given, returned = _output(network, layer, row, self.device)
+            usable.append(_is_linear(layer, given.device) and _equal(logits, returned[0]))
+            return logits[-1]
 
         self._last = LastFeedForward(network.get_decoder(), num_layers, last_logits)
         if not usable:
             last_logits()
         weight, table = layer.weight, self.vocabulary.table
-        self.tied = isinstance(weight, Tensor) and _equal(weight, table.weight)
-        self._head: LMHead | None = None
+        same = isinstance(weight, Tensor) and _equal(weight, table.weight)
+        self.tied = usable[0] and same
+        self._own_head: LMHead | None = None
         """The output layer; None where the logits are not what it returns, unchanged."""
         if usable[0]:
-            self._head = LMHead(layer, table if self.tied else EmbeddingTable(weight))
+            assert isinstance(weight, Tensor)
+            self._own_head = LMHead(layer, table if self.tied else EmbeddingTable(weight))
+        self._head = self._own_head
+        """The output layer where it computes the logits that are read, when they are read."""
+
+    def turn_late_logits(self, on: bool) -> None:
+        """Compute logits when they are read, or let the network compute them all."""
+        self._head = self._own_head if on else None
+
+    def turn_narrowed_output(self, on: bool) -> None:
+        """Run the output layer for the states that are read, or for all."""
+        self._narrows = on
+
+    def turn_narrowed_layer(self, on: bool) -> None:
+        """Compute the last layer's feed-forward part for the states that are read, or for all."""
+        self._last.turn(on)
+
+    def turn_padding(self, on: bool) -> None:
+        """Read rows of unequal length as a batch, or one by one."""
+        self.pads = on
 
     def _run_packed(
         self, rows: Inputs, hits: CacheHits, new: Bool[Tensor, "u t"], asked: Bool[Tensor, "u t"]
@@ -161,12 +211,29 @@ class Decoder(Model):
         Returns:
             The states [u c] after the tokens at `index`, which is counted from `start`.
         """
+        if not self.pads:
+            return self._run_one_by_one(rows, stop, index)
         mask = rows.mask[:, start:stop]
         num_cached = 0 if cache is None else cache.get_seq_length()
         seen = torch.cat([mask.new_ones(len(mask), num_cached), mask], 1).long()
         options = {"attention_mask": seen} | ({} if cache is None else {self._cache_name: cache})
         embeddings = None if rows.embeddings is None else rows.embeddings[:, start:stop]
         return self._run(rows.ids[:, start:stop], embeddings, index, options)
+
+    def _run_one_by_one(self, rows: Inputs, stop: int, index: Int[Tensor, " c"]) -> States:
+        """Read the tokens up to `stop` of each row alone, without padding and without a mask.
+
+        Returns:
+            The states [u c] after the tokens at `index`; zero behind the end of a row.
+        """
+        found: list[States | None] = []
+        for row, length in enumerate(rows.mask[:, :stop].sum(1).tolist()):
+            ids, own = rows.ids[row : row + 1, :length], index[index < length]
+            embeddings = None
+            if rows.embeddings is not None:
+                embeddings = rows.embeddings[row : row + 1, :length]
+            found.append(self._run(ids, embeddings, own, {}) if len(own) else None)
+        return States.stacked(found, len(index))
 
     def _run(
         self,
@@ -185,19 +252,28 @@ class Decoder(Model):
         index = index.to(ids.device)
         hidden: list[Tensor] = []
 
-        def select(states: Float[Tensor, "u t d"]) -> Float[Tensor, "u _ d"]:
+        def select(states: Tensor) -> Tensor:
+            if states.ndim != 3 and not self._narrows:
+                return states  # the layer reads something else than states [u t d]
             hidden.append(states[:, index.to(states.device)])
-            return hidden[0] if self._head is None else states[:, :0]
+            if self._head is not None:
+                return states[:, :0]
+            return hidden[0] if self._narrows else states
 
         layer = self.network.get_output_embeddings()
-        use_cache = self._cache_name in options
+        if self._knows_cache:
+            options = {"use_cache": self._cache_name in options, **options}
         with (
             changing_input(layer, select),
             self._last.only(slice(None), index),
             self.reading(embeddings),
         ):
-            out = self.network(input_ids=ids.contiguous(), use_cache=use_cache, **options)
-        return States(hidden[0], widened(out.logits) if self._head is None else None)
+            out = self.network(input_ids=ids.contiguous(), **options)
+        if self._head is not None:
+            return States(hidden[0], None)
+        logits = widened(out.logits)
+        logits = logits if self._narrows else logits[:, index]
+        return States(hidden[0] if hidden else logits, logits)
 
 
 def _cache_name(network: Any) -> str:
@@ -209,8 +285,8 @@ def _cache_name(network: Any) -> str:
 
 
 def _output(
-    network: Any, layer: Any, ids: Int[Tensor, "1 t"]
-) -> tuple[Float[Tensor, "1 t v"], Float[Tensor, "1 t d"], Float[Tensor, "1 t v"]]:
+    network: Any, layer: Any, row: Ids, device: torch.device
+) -> tuple[Float[Tensor, "t v"], Tensor, Tensor]:
     """Return the network's logits, and what its output layer is given and returns.
 
     Raises:
@@ -221,10 +297,10 @@ def _output(
         raise FuseError(f"network={kind}: it has no output layer; expected a causal language model")
     calls: list[tuple[Tensor, Tensor]] = []
     with layer.register_forward_hook(lambda _, given, out: calls.append((given[0], out))):
-        out = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        logits = plain_logits(network, row, device)
     if not calls:
         raise FuseError(f"network={kind}: it does not call its output layer; choose another")
-    return out.logits, *calls[-1]
+    return logits, *calls[-1]
 
 
 def _is_linear(layer: Any, device: torch.device) -> bool:

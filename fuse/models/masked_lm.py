@@ -12,6 +12,7 @@ from torch import Tensor
 from fuse.errors import FuseError
 from fuse.models.base import Model, context_length
 from fuse.models.loading import load_network, load_pretrained, loading
+from fuse.models.masked_proof import MaskedProof
 from fuse.nn.batch import Inputs
 from fuse.nn.hooks import changing_input
 from fuse.nn.lm_head import widened
@@ -20,10 +21,14 @@ from fuse.nn.lm_head import widened
 class MaskedLM(Model):
     """A Hugging Face masked LM, read one masked position at a time.
 
+    When it is made, short passes show in which ways its network reads as it does plainly.
+
     Raises:
-        FuseError: the tokenizer has no mask token.
+        FuseError: the tokenizer has no mask token, or the network does not read text.
     """
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, network: Any, tokenizer: Any) -> None:
         if tokenizer.mask_token_id is None:
             raise FuseError(
@@ -33,6 +38,17 @@ class MaskedLM(Model):
         length = context_length(network.config, tokenizer)
         super().__init__(network, tokenizer, network.get_input_embeddings(), length)
         self.mask_id = int(tokenizer.mask_token_id)
+        self._pads = self._narrows = False
+        self.acceleration.turn(False)
+        MaskedProof(self).settle()
+
+    def turn_narrowed_output(self, on: bool) -> None:
+        """Run the output layer for the masked position alone, or for all."""
+        self._narrows = on
+
+    def turn_padding(self, on: bool) -> None:
+        """Read rows of unequal length as a batch, or one by one."""
+        self._pads = on
 
     @classmethod
     def load(
@@ -50,7 +66,7 @@ class MaskedLM(Model):
         """
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-        tokenizer = load_pretrained(AutoTokenizer, model_id)
+        tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         network = load_network(AutoModelForMaskedLM, model_id, device, dtype=dtype, **options)
         with loading(model_id):
             return cls(network, tokenizer)
@@ -64,17 +80,17 @@ class MaskedLM(Model):
         result = torch.zeros(read.shape, device=read.device)
         for position in read.any(0).nonzero().flatten().tolist():
             rows = read[:, position].nonzero().flatten()
-            log_p = self._log_probs(inputs, rows, position)
+            log_p = self.position_log_probs(inputs, rows, position)
             picked = log_p.gather(1, inputs.ids[rows, position, None])[:, 0]
             if inputs.labels is not None and inputs.label_positions is not None:
                 here = (inputs.label_positions[rows] == position)[..., None]
                 shift = torch.where(here, inputs.labels[rows], 0.0).sum(1)
-                picked = picked + (shift * log_p).sum(-1)
+                picked = picked + (shift * log_p[:, : shift.shape[1]]).sum(-1)
             at = rows, rows.new_tensor(position)
             result = result.to(picked.dtype).index_put(at, picked)
         return result
 
-    def _log_probs(
+    def position_log_probs(
         self, inputs: Inputs, rows: Int[Tensor, " r"], position: int
     ) -> Float[Tensor, "r v"]:
         """Return log p(token) of some rows at one position, which reads the mask token."""
@@ -84,14 +100,31 @@ class MaskedLM(Model):
             masked = self.vocabulary.embedding[self.mask_id]
             embeddings = torch.where(hidden[:, None], masked, inputs.embeddings[rows])
         ids = torch.where(hidden, self.mask_id, inputs.ids[rows])
+        if self._pads:
+            return self._run(ids, embeddings, position, {"attention_mask": mask.long()})
+        found = []
+        for row, length in enumerate(mask.sum(1).tolist()):
+            here = slice(row, row + 1), slice(length)
+            own = None if embeddings is None else embeddings[here]
+            found.append(self._run(ids[here], own, position, {}))
+        return torch.cat(found)
+
+    def _run(
+        self,
+        ids: Int[Tensor, "r t"],
+        embeddings: Float[Tensor, "r t d"] | None,
+        position: int,
+        options: dict[str, Any],
+    ) -> Float[Tensor, "r v"]:
+        """Return log p(token) at one position of rows that are read as they are."""
         with self.reading(embeddings), self._predicting_only(position):
-            logits = self.network(input_ids=ids, attention_mask=mask.long()).logits
+            logits = self.network(input_ids=ids, **options).logits
         logits = logits[:, 0 if logits.shape[1] == 1 else position]
         return widened(logits).log_softmax(-1)
 
     def _predicting_only(self, position: int) -> Any:
         """Let the output layer read one position, within a context: most of the memory."""
         layer = self.network.get_output_embeddings()
-        if layer is None:
+        if layer is None or not self._narrows:
             return nullcontext()
         return changing_input(layer, lambda states: states[:, position : position + 1])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fuse import hub
 from fuse.errors import FuseError, did_you_mean
 from fuse.models.build_limits import StoredSize, limited_build
 from fuse.models.loading import loading
-from fuse.models.open_clip_files import check_settings, weights_of, weights_of_file
+from fuse.models.open_clip_files import WEIGHTS, check_settings, weights_of, weights_of_file
 
 LOCATIONS = ("local-dir:", "hf-hub:")
 """How open_clip's names of folders and hub repositories begin."""
@@ -25,7 +27,8 @@ def create(
     Raises:
         FuseError: either cannot be made.
     """
-    with loading(model_id):
+    refuse_options(options)
+    with loading(model_id), _reaching(library, name, pretrained):
         weights, stored = _checkpoint(name, pretrained)
         if stored is not None:
             _try_size(library, model_id, name, stored, options)
@@ -39,6 +42,45 @@ def create(
             f"model_id={model_id}: its tokenizer_mode={mode} is not offered; choose another model"
         )
     return network, tokenizer
+
+
+def refuse_options(options: dict[str, Any]) -> None:
+    """Refuse what the entry of a model may say, and open_clip does not offer.
+
+    Raises:
+        FuseError: it is given.
+    """
+    for name in ("revision", "device_map", "attn_implementation", "quantization"):
+        if name in options:
+            raise FuseError(f"{name}={options[name]}: models of open_clip have none; leave it out")
+
+
+def repository_of(library: Any, name: str, pretrained: str | None) -> str | None:
+    """Return the hub repository that weights come from; None for those of files and addresses."""
+    if name.startswith("hf-hub:"):
+        return name.partition(":")[2]
+    if name.startswith("local-dir:"):
+        return None
+    place = str(library.get_pretrained_cfg(name, pretrained or "").get("hf_hub") or "")
+    return place.rpartition("/")[0] or None
+
+
+def weights_of_tag(library: Any, name: str, pretrained: str | None) -> tuple[str, ...]:
+    """Return the names that the file of a tag's weights may have: of its repository nothing else is
+    fetched.
+    """
+    place = str(library.get_pretrained_cfg(name, pretrained or "").get("hf_hub") or "")
+    own = place.rpartition("/")[2]
+    return (own,) if own else WEIGHTS
+
+
+def _reaching(library: Any, name: str, pretrained: str | None) -> Any:
+    """Return the context in which weights are read from where they are."""
+    repository = repository_of(library, name, pretrained)
+    if repository is None:
+        return nullcontext()
+    files = () if name.startswith("hf-hub:") else weights_of_tag(library, name, pretrained)
+    return hub.reaching(repository, *files)
 
 
 def full_name(library: Any, model_id: str, pretrained: str | None) -> str:

@@ -40,6 +40,7 @@ class Predictions:
         row, label = (index >= 0).nonzero(as_tuple=True)
         # The shift is zero, and so is the gradient by what it is multiplied with
         all_log_probs = self.logits.all_log_probs(index[row, label]).detach()
+        all_log_probs = all_log_probs[:, : inputs.labels.shape[-1]]
         shift = (inputs.labels[row, label] * all_log_probs).sum(-1)
         at = row, inputs.label_positions[row, label]
         return log_probs.index_put(at, shift, accumulate=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 
@@ -30,67 +30,40 @@ States = Callable[[Inputs, int], Float[Tensor, "n d"]]
 """Returns a batch's states after this many tokens, in the order of rows and positions."""
 
 
-class ReuseTrial:
-    """A few short rows, and their states when they are read whole.
+class TrialRows:
+    """A few short rows of a model's own tokens, as a batch.
 
     Args:
-        model: a model that neither packs nor uses a prefix cache so far.
+        model: what reads them.
     """
 
-    def __init__(self, model: Model, states: States) -> None:
-        self._model, self._states = model, states
-        self._length = len(model.vocabulary.head) + 2
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.length = len(model.vocabulary.head) + 2
         """How many tokens each prefix has."""
-        rows = _rows(model.vocabulary, self._length)
-        self._inputs = pad(rows, model.device)
-        self._prefixes = [rows[0].ids[: self._length], rows[1].ids[: self._length]]
-        self._fits = self._inputs.ids.shape[1] <= model.vocabulary.max_length
-        if self._fits:
-            self._expected = states(self._inputs, self._length)
+        rows = _rows(model.vocabulary, self.length)
+        self.ids = [row.ids for row in rows]
+        self.inputs = pad(rows, model.device)
+        self.fit = self.inputs.ids.shape[1] <= model.vocabulary.max_length
+        """Whether the model's context is long enough for them."""
 
-    def passes(self, *, packed: bool) -> bool:
-        """Try whether the states stay the same when the rows go on from cached prefixes.
+    def from_cache(self, *, packed: bool) -> Inputs:
+        """Return the batch whose rows go on from cached prefixes.
+
+        The cache is filled with the prefixes by going on from a cache that lacks their last tokens.
 
         Args:
             packed: whether the rows are then read as one, rather than padded.
         """
-        network = type(self._model.network).__name__
-        kind = f"{'packed' if packed else 'padded'} rows that go on from a prefix cache"
-        try:
-            error = self._error(packed) if self._fits else torch.nan
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as reason:  # a network that cannot do it fails in its own way
-            log.debug("%s: %s: no (%r)", network, kind, reason)
-            return False
-        passed = error <= (MAX_COARSE_ERROR if self._is_coarse() else MAX_ERROR)
-        log.debug("%s: %s: %s (error %.1e)", network, kind, "yes" if passed else "no", error)
-        return passed
-
-    def _is_coarse(self) -> bool:
-        """Whether the model multiplies in a type with fewer digits than float32."""
-        if torch.finfo(self._model.vocabulary.embedding.dtype).eps > 1e-5:
-            return True
-        try:
-            return torch.get_float32_matmul_precision() != "highest"
-        except RuntimeError:  # it was set in another way, layer by layer
-            return True
-
-    def _error(self, packed: bool) -> float:
-        """Return the root mean square of the states' differences, relative to their spread."""
-        hits = self._hits(self._prefill(), PREFIX_OF_ROW, self._inputs, self._length, packed)
-        expected = self._expected.float()
-        found = self._states(replace(self._inputs, hits=hits), self._length).float()
-        return float((found - expected).norm() / (expected - expected.mean(0)).norm())
-
-    def _prefill(self) -> CachedPrefixes:
-        """Fill a cache with the prefixes, going on from a cache that lacks their last tokens."""
-        length, model = self._length, self._model
-        shorter = self._batch([ids[:-1] for ids in self._prefixes])
+        length, model = self.length, self._model
+        prefixes = [self.ids[0][:length], self.ids[1][:length]]
+        shorter = self._batch([ids[:-1] for ids in prefixes])
         cached = model.prefill(shorter, range(length - 2, length - 1))
-        whole = self._batch(self._prefixes)
-        hits = self._hits(cached, range(len(self._prefixes)), whole, length - 1, packed=False)
-        return model.prefill(replace(whole, hits=hits), range(length - 1, length))
+        whole = self._batch(prefixes)
+        hits = self._hits(cached, range(len(prefixes)), whole, length - 1, packed=False)
+        cached = model.prefill(replace(whole, hits=hits), range(length - 1, length))
+        hits = self._hits(cached, PREFIX_OF_ROW, self.inputs, length, packed)
+        return replace(self.inputs, hits=hits)
 
     def _batch(self, rows: Sequence[Ids]) -> Inputs:
         """Make a batch of ids."""
@@ -111,11 +84,73 @@ class ReuseTrial:
         return CacheHits(prefixes, rows, cached_position, packed=packed)
 
 
+class ReuseTrial:
+    """A few short rows, and their states when they are read whole.
+
+    Args:
+        model: a model that neither packs nor uses a prefix cache so far.
+    """
+
+    def __init__(self, model: Model, states: States) -> None:
+        self._model, self._states = model, states
+        self._rows = TrialRows(model)
+        if self._rows.fit:
+            self._expected = states(self._rows.inputs, self._rows.length)
+
+    def passes(self, *, packed: bool) -> bool:
+        """Try whether the states stay the same when the rows go on from cached prefixes.
+
+        Args:
+            packed: whether the rows are then read as one, rather than padded.
+        """
+        network = type(self._model.network).__name__
+        kind = f"{'packed' if packed else 'padded'} rows that go on from a prefix cache"
+        try:
+            error = self._error(packed) if self._rows.fit else torch.nan
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as reason:  # a network that cannot do it fails in its own way
+            log.debug("%s: %s: no (%r)", network, kind, reason)
+            return False
+        passed = error <= (MAX_COARSE_ERROR if is_coarse(self._model) else MAX_ERROR)
+        log.debug("%s: %s: %s (error %.1e)", network, kind, "yes" if passed else "no", error)
+        return passed
+
+    def _error(self, packed: bool) -> float:
+        """Return how much the states differ."""
+        found = self._states(self._rows.from_cache(packed=packed), self._rows.length)
+        return relative_error(found, self._expected)
+
+
+def is_coarse(model: Model) -> bool:
+    """Whether a model multiplies in a type with fewer digits than float32."""
+    if torch.finfo(model.vocabulary.embedding.dtype).eps > 1e-5:
+        return True
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # it was set in another way, layer by layer
+        return True
+
+
+def relative_error(found: Float[Tensor, "n d"], expected: Float[Tensor, "n d"]) -> float:
+    """Return the root mean square of differences, relative to the spread of the n rows."""
+    found, expected = found.float(), expected.float()
+    return float((found - expected).norm() / (expected - expected.mean(0)).norm())
+
+
+def own_tokens(vocabulary: Vocabulary) -> Iterator[int]:
+    """Yield ids from all over the vocabulary without end, without special tokens."""
+    tokenizer = vocabulary.tokenizer
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    special |= {*vocabulary.head, *vocabulary.tail}
+    size = min(len(vocabulary), len(tokenizer))
+    spread = range(0, size, max(1, size // 64))
+    return cycle([token for token in spread if token not in special] or spread)
+
+
 def _rows(vocabulary: Vocabulary, prefix_length: int) -> list[Encoded]:
-    """Make the rows of a trial: ids from all over the vocabulary, without special tokens."""
-    special = {*vocabulary.tokenizer.all_special_ids, *vocabulary.head, *vocabulary.tail}
-    spread = range(0, len(vocabulary), max(1, len(vocabulary) // 64))
-    ids = cycle([token for token in spread if token not in special] or spread)
+    """Make the rows of a trial."""
+    ids = own_tokens(vocabulary)
     num_free = prefix_length - len(vocabulary.head)
     prefixes = [vocabulary.head + tuple(islice(ids, num_free)) for _ in set(PREFIX_OF_ROW)]
     rows = []

@@ -1,7 +1,7 @@
 """What a model reads in one forward pass, and what it takes from its prefix cache instead.
 
 Shape letters: b rows of the batch, r rows of the cache, t positions, p chosen positions, v
-vocabulary, d width, h heads, e head width.
+vocabulary, d width. Layers may have unequal numbers of heads, and unequal widths of these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CachedPrefixes:
     them.
     """
 
-    keys_values: Sequence[tuple[Float[Tensor, "r h t e"], Float[Tensor, "r h t e"]]]
+    keys_values: Sequence[tuple[Float[Tensor, "r _ t _"], Float[Tensor, "r _ t _"]]]
     """Keys and values of every layer; empty where the model cannot go on from the middle of a row.
     """
     positions: Sequence[int] = ()

@@ -39,27 +39,42 @@ class FixedConv1D(Conv1D):
 
 FIXED = {torch.nn.Linear: FixedLinear, Conv1D: FixedConv1D}
 """The classes of layers that are changed, and what they become."""
+PLAIN = {fixed: plain for plain, fixed in FIXED.items()}
+"""What they were."""
 
 
-def accelerated(network: Any) -> Any:
-    """Change a network's linear layers to prepacked ones, and GPT-2's GELU to torch's own.
+class Acceleration:
+    """Prepacked weights in a network's linear layers, and torch's own GELU in place of GPT-2's.
 
     Left as they are: the output layer, whose products an `EmbeddingTable` computes, and layers with
     a forward method of their own, such as those whose weights accelerate loads for each pass.
-
-    Returns:
-        The network itself.
     """
-    output_layer = getattr(network, "get_output_embeddings", lambda: None)()
-    for path, module in list(network.named_modules()):
-        for name, child in module.named_children():
-            if type(child) is NewGELUActivation:
-                setattr(module, name, ACT2FN["gelu_pytorch_tanh"].eval())
-        if module is output_layer or path.partition(".")[0] in IMAGE_TOWERS:
-            continue
-        if type(module) in FIXED and "forward" not in vars(module):
-            module.__class__, module.prepacked = FIXED[type(module)], Prepacked()
-    return network
+
+    def __init__(self, network: Any) -> None:
+        self._linear: list[Any] = []
+        self._activations: list[tuple[Any, str, Any]] = []
+        """Modules, and the name and the GELU of a child of each."""
+        output_layer = getattr(network, "get_output_embeddings", lambda: None)()
+        for path, module in network.named_modules():
+            for name, child in module.named_children():
+                if type(child) is NewGELUActivation:
+                    self._activations.append((module, name, child))
+            if module is output_layer or path.partition(".")[0] in IMAGE_TOWERS:
+                continue
+            if type(module) in FIXED and "forward" not in vars(module):
+                self._linear.append(module)
+        self.turn(True)
+
+    def turn(self, on: bool) -> None:
+        """Turn it on or off."""
+        for module in self._linear:
+            if on and type(module) in FIXED:
+                module.__class__, module.prepacked = FIXED[type(module)], Prepacked()
+            elif not on and type(module) in PLAIN:
+                module.__class__ = PLAIN[type(module)]
+                del module.prepacked
+        for module, name, own in self._activations:
+            setattr(module, name, ACT2FN["gelu_pytorch_tanh"].eval() if on else own)
 
 
 class LastFeedForward:
@@ -83,11 +98,17 @@ class LastFeedForward:
                 found.append(module)
         fits = len(found) == num_layers and len(signature(found[-1].forward).parameters) == 1
         self._module = found[-1] if fits and _is_last(found[-1], outputs) else None
+        self.is_on = self._module is not None
+        """Whether it is computed for the states that are read alone."""
+
+    def turn(self, on: bool) -> None:
+        """Turn it on, where that changes no result, or off."""
+        self.is_on = on and self._module is not None
 
     @contextmanager
     def only(self, *index: Any) -> Iterator[None]:
         """Compute it for the states [b t d] at `[index]` alone, and return zero for the others."""
-        if self._module is None:
+        if self._module is None or not self.is_on:
             yield
             return
         shapes: list[torch.Size] = []

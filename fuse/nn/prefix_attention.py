@@ -4,7 +4,7 @@
 before it there, and nothing of other rows.
 
 Shape letters: b rows of a pass, r rows of a packed batch, u rows of the cache, t positions, q own
-tokens of a row, k keys, n packed tokens, h heads, g heads of keys, e head width.
+tokens of a row, k keys, n packed tokens, h heads, g heads of keys, e width of keys, f of values.
 """
 
 from __future__ import annotations
@@ -30,38 +30,47 @@ UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 def use_prefix_attention(network: Any) -> Callable[[], None]:
     """Let all parts of a network that look their attention up by a config use PREFIX_ATTENTION.
 
-    Other attention stays in use: whether it was replaced has to be tried.
-
     Returns:
         A function that undoes it.
     """
-    before: dict[int, tuple[Any, Any]] = {}
-    for module in network.modules():
-        config = getattr(module, "config", None)
-        if config is not None and id(config) not in before:
-            before[id(config)] = config, getattr(config, "_attn_implementation", None)
-    for config, _ in before.values():
-        config._attn_implementation = PREFIX_ATTENTION
+    attention = Attention(network)
+    attention.use(PREFIX_ATTENTION)
+    return attention.use
 
-    def undo() -> None:
-        for config, name in before.values():
-            config._attn_implementation = name
 
-    return undo
+class Attention:
+    """The attention of a network's parts that look it up by a config.
+
+    Other attention stays in use: whether it was replaced has to be tried.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._given: dict[int, tuple[Any, Any]] = {}
+        """Each config with the name of its attention as given."""
+        for module in network.modules():
+            config = getattr(module, "config", None)
+            if config is not None and id(config) not in self._given:
+                name = getattr(config, "_attn_implementation", None)
+                self._given[id(config)] = config, name
+
+    def use(self, name: str | None = None) -> None:
+        """Use an attention by its name in transformers; None for that of the network as given."""
+        for config, given in self._given.values():
+            config._attn_implementation = given if name is None else name
 
 
 def attend(
     module: Any,
     query: Float[Tensor, "b h q e"],
     key: Float[Tensor, "b g k e"],
-    value: Float[Tensor, "b g k e"],
+    value: Float[Tensor, "b g k f"],
     attention_mask: Tensor | None,
     *,
     cache_hits: Cache | None = None,
     cache_update: Cache | None = None,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[Float[Tensor, "b q h e"], None]:
+) -> tuple[Float[Tensor, "b q h f"], None]:
     """Attend to the keys given and, with a `packed_cache`, to those of the prefix cache.
 
     Args:
@@ -99,10 +108,10 @@ def _check_options(options: dict[str, Any], layer: PackedLayer) -> None:
 def _attend_packed(
     query: Float[Tensor, "1 h n e"],
     key: Float[Tensor, "1 g n e"],
-    value: Float[Tensor, "1 g n e"],
+    value: Float[Tensor, "1 g n f"],
     layer: PackedLayer,
     scaling: float | None,
-) -> Float[Tensor, "1 n h e"]:
+) -> Float[Tensor, "1 n h f"]:
     """Compute softmax attention of a packed batch, each row by itself."""
     plan, (rows, _, length, width) = layer.plan, query.shape
     scaled = query * (width**-0.5 if scaling is None else scaling)
@@ -120,7 +129,7 @@ def _attend_packed(
     num_cached = layer.cached_keys.shape[-2]
     out = _times_shared(weights[..., :num_cached], plan.groups, layer.cached_values)
     out = out + weights[..., num_cached:] @ own_value
-    # [g r (h/g)q e] to [(r q) h e]
+    # [g r (h/g)q f] to [(r q) h f]
     by_token = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
     return by_token.index_select(0, plan.unpadded).view(rows, length, *by_token.shape[1:])
 

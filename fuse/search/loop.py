@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from fuse.memo import STEPS_BETWEEN_TRIMS, trim_heap
 from fuse.objective import Objective, ObjectiveGroup
 from fuse.search.methods.base import Method
 from fuse.search.screening import Probe
@@ -120,7 +119,6 @@ class SideBySide:
         traces: Sequence[Sequence[Step]] = (),
     ) -> None:
         self.lanes = [Lane(one) for one in searches]
-        self._steps = 0
         for lane, state in zip(self.lanes, states or [None] * len(self.lanes), strict=True):
             lane.state = state
         for lane, trace in zip(self.lanes, traces or [()] * len(self.lanes), strict=True):
@@ -142,9 +140,6 @@ class SideBySide:
             candidates = lane.attempt(partial(lane.search.propose, prefill=False), lane.state)
             if candidates is not None:
                 proposed.append((lane, candidates))
-        self._steps += 1
-        if self._steps % STEPS_BETWEEN_TRIMS == 0:
-            trim_heap()
         for lane, evaluated in self._evaluate(proposed):
             state = lane.attempt(lane.search.accept, lane.state, evaluated)
             if state is not None and lane.state is not None:

@@ -191,6 +191,8 @@ class Search:
             return self._next_stage(replace(state, method=method), state.trouble or EXHAUSTED)
         if candidates.rng is not None:
             rng.set_state(candidates.rng)
+        if state.proposed % STEPS_BETWEEN_TRIMS == STEPS_BETWEEN_TRIMS - 1:
+            trim_heap()
         entries = evaluated.entries()
         state = self._counted(state, evaluated)
         strategy, beam = stage.strategy.select(state.strategy, evaluated, rng)
@@ -273,8 +275,6 @@ class Search:
             candidates = self.propose(state)
             evaluated = self.evaluate(state, candidates)
             after = self.accept(state, evaluated)
-            if after.proposed % STEPS_BETWEEN_TRIMS == 0:
-                trim_heap()
             if after.step > state.step and after.last is not None:
                 trace.append(after.last)
                 if self.on_step is not None:

@@ -10,12 +10,16 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Bool
+from pydantic import StringConstraints
 from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.errors import FuseError
+from fuse.options import Words
 from fuse.text.vocabulary import Vocabulary, require_text
 from fuse.types import Ids
+
+Word = Annotated[str, StringConstraints(pattern=r"\S"), Words("a text that is not blank")]
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Constraints:
 
     ascii: Annotated[bool, Doc("ASCII characters only")] = True
     words: Annotated[bool, Doc("every token a word of letters")] = False
-    block: Annotated[Sequence[str], Doc("words that it does not hold")] = ()
-    allow: Annotated[Sequence[str], Doc("words and signs that it is made of; []: any")] = ()
+    block: Annotated[Sequence[Word], Doc("words that it does not hold")] = ()
+    allow: Annotated[Sequence[Word], Doc("words and signs that it is made of; []: any")] = ()
 
     def __post_init__(self) -> None:
         for key in ("block", "allow"):

@@ -28,7 +28,9 @@ class Template:
 
     Args:
         start: the special tokens before all. "auto": what the tokenizer itself puts before a text,
-            once where the prefix begins with it; "none"; or a text that spells them.
+            once where the prefix begins with it; "none"; or a text that spells them. Tokenizers
+            such as GPT-2's put nothing there, though in pretraining each document came after
+            "<|endoftext|>": no file of a model says so, and whoever knows gives that text.
         join: "space" puts single spaces where words would touch, "none" nothing at all.
         predicts_first: whether the first token of all is to be predicted, so that one has to stand
             before it: with "auto", and neither a prefix nor a start token of the tokenizer's, its
@@ -62,10 +64,13 @@ class Template:
     def encode(self, vocabulary: Vocabulary, prompts: Sequence[str]) -> list[Encoded]:
         """Return what a model reads for each prompt, its own special tokens included."""
         rendered = [self.render(prompt) for prompt in prompts]
-        tokens = vocabulary.encode([text for text, _, _ in rendered])
+        before = vocabulary.instruction
+        tokens = vocabulary.encode([before + text for text, _, _ in rendered])
         head = self.head(vocabulary)
         found = []
         for (ids, spans), (_, prompt_span, label_span) in zip(tokens, rendered, strict=True):
+            if before:
+                spans = [(max(0, a - len(before)), max(0, b - len(before))) for a, b in spans]
             begun = self.start == AUTO and self.prefix and ids[: len(head)] == head
             special = () if begun else head, vocabulary.tail
             found.append(Encoded.build(special, ids, spans, prompt_span, label_span))

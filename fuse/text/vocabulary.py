@@ -66,6 +66,11 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.size = len(tokenizer) if size is None else size
+        self.instruction = ""
+        """Text that the model reads before every text, with nothing between them."""
+        added = max(tokenizer.added_tokens_decoder, default=-1)
+        self._has_unknown = added >= self.size
+        """Whether the tokenizer has special tokens that the model does not know."""
         self._prompts: Memo[Ids, str] = Memo(lambda row, text: ID_BYTES * len(row) + len(text))
         first, last = self._special_tokens() if head is None or tail is None else ((), ())
         self.head = first if head is None else head
@@ -92,8 +97,15 @@ class Vocabulary:
 
     @property
     def max_text_tokens(self) -> int:
-        """How many tokens of a text the model reads at most, beside its special tokens."""
-        return self.max_length - len(self.head) - len(self.tail)
+        """How many tokens of a text the model reads at most, beside what stands around each."""
+        before = len(self.encode_ids([self.instruction])[0]) if self.instruction else 0
+        return self.max_length - len(self.head) - len(self.tail) - before
+
+    def knows(self, ids: Ids) -> bool:
+        """Whether the model knows all of these ids, as it does those of a text without special
+        tokens.
+        """
+        return not self._has_unknown or max(ids, default=-1) < self.size
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Ids, list[Span]]]:
         """Return each text's ids, without special tokens, and the character span of each token.

@@ -1,0 +1,175 @@
+"""What is sought with a model: each goal's options, and the loss that they describe.
+
+Nothing here imports a network library before a loss is made. What is sought is looked at before
+weights are loaded, so that a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+from typing_extensions import Doc
+
+from fuse.app.hints import Config, Pictures, Text, Vector, Wanted
+from fuse.app.values import naming
+from fuse.errors import FuseError
+from fuse.options import NotNegative, OneOf, Positive
+from fuse.registry import LM_LOSSES, VECTOR_LOSSES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Loader = Callable[[], Any]
+"""Loads the model of an entry."""
+Sought = tuple[Any, Any]
+"""A model, and the loss that is minimised with it."""
+
+
+class Goal(Protocol):
+    """A dataclass of options."""
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        """Return the model and the loss of an entry of the configuration.
+
+        Raises:
+            FuseError: what is sought is missing, or cannot be had with this model.
+        """
+
+
+@dataclass(frozen=True)
+class FluencyOrLabel:
+    """What is sought with a causal LM."""
+
+    loss: Annotated[
+        Annotated[str, OneOf(tuple(LM_LOSSES))] | None,
+        Doc(
+            "nll, log_prob, kl_div: fluency; cross_entropy: how readily the LM says the label; "
+            "null: the last with a label, else nll"
+        ),
+    ]
+    label: Annotated[Text | None, Doc("the text that it shall say")]
+    perplexity_weight: Annotated[
+        NotNegative, Doc("of cross_entropy: weight of the prompt's own nll")
+    ]
+    tau: Annotated[
+        Positive,
+        Doc("of kl_div: width of a token's neighbourhood, in squared units of the embeddings"),
+    ]
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        kind = LM_LOSSES[config["loss"] or ("cross_entropy" if config["label"] else "nll")]
+        with naming(key):
+            loss = kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
+        return load_model(), loss
+
+
+@dataclass(frozen=True)
+class Fluency:
+    """What is sought with a masked LM: nothing but fluency."""
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        return load_model(), LM_LOSSES["nll"]()
+
+
+@dataclass(frozen=True)
+class ImageGoal:
+    """What is sought with a model that looks at a picture."""
+
+    image: Annotated[Pictures, Doc("the picture that the text is to fit")]
+    target_vector: Annotated[Vector, Doc("a known embedding, in the picture's place")] = None
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        if config.get("target_vector") is not None:
+            return _likeness_to_vector(config, key, load_model)
+        image = required_image(config, key)
+        model = load_model()
+        return model, VECTOR_LOSSES["cosine_distance"](model.embed_images([image])[0])
+
+
+@dataclass(frozen=True)
+class CaptionGoal:
+    """What is sought with a model that talks about a picture."""
+
+    image: Annotated[Pictures, Doc("the picture that the text is to describe")]
+    instruction: Annotated[Text, Doc("what it is asked about the picture")]
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        image = required_image(config, key)
+        model = load_model()
+        with naming(key):
+            return model.looking_at(image, config["instruction"]), LM_LOSSES["nll"]()
+
+
+@dataclass(frozen=True)
+class TextGoal:
+    """What is sought with a sentence encoder."""
+
+    target: Annotated[Text | None, Doc("the text whose meaning is sought")]
+    target_vector: Annotated[Vector, Doc("a known embedding, in the text's place")] = None
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        if config.get("target_vector") is not None:
+            return _likeness_to_vector(config, key, load_model)
+        if not config["target"]:
+            raise FuseError(
+                f"target=null: {key} needs a text whose meaning is sought; "
+                f'give target="TEXT", or {key}.target_vector=FILE'
+            )
+        model = load_model()
+        return model, VECTOR_LOSSES["cosine_distance"](model.embed_texts([config["target"]])[0])
+
+
+@dataclass(frozen=True)
+class ClassGoal:
+    """What is sought with a classifier."""
+
+    target: Annotated[Wanted, Doc("the class that is sought, its name or its number; or a rating")]
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        model = load_model()
+        with naming(key):
+            if model.rates:
+                return model, VECTOR_LOSSES["squared_distance"](model.rating(config["target"]))
+            return model, VECTOR_LOSSES["class_nll"](model.class_index(config["target"]))
+
+
+GOALS: dict[str, type[Goal]] = {
+    "fluency or label": FluencyOrLabel,
+    "fluency": Fluency,
+    "image": ImageGoal,
+    "caption": CaptionGoal,
+    "text": TextGoal,
+    "class": ClassGoal,
+}
+"""What is sought with a model, by `Model.goal`. Its fields are what the model's entry holds."""
+
+
+def required_image(config: Config, key: str) -> Image:
+    """Return the opened picture of an entry that looks at one."""
+    if config["image"] is None:
+        raise FuseError(
+            f"image=null: {key} looks at a picture; give image=PATH, or choose models without one"
+        )
+    return cast("Image", config["image"])
+
+
+def _likeness_to_vector(config: Config, key: str, load_model: Loader) -> Sought:
+    from fuse.app.vectors import read_vector
+
+    with naming(key):
+        vector = read_vector(config["target_vector"])
+    model = load_model()
+    loss = VECTOR_LOSSES["cosine_distance"](vector.to(model.device), "target_vector")
+    with naming(key):
+        loss.at(model.embed_texts(["a"]))  # is it as wide as the model's own?
+    return model, loss
