@@ -26,16 +26,23 @@ from runs import ROOT, Row, arguments, show
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import supported  # noqa: E402
-import transformers  # noqa: E402
-from checkpoints import captioner, causal, classifier, dual, masked, sentence  # noqa: E402
-from checkpoints.family import VERDICTS, Family, Findings, NoReference  # noqa: E402
-from checkpoints.sandbox import run_in_child  # noqa: E402
+import supported
+import transformers
+from checkpoints import captioner, causal, classifier, dual, masked, sentence
+from checkpoints.family import VERDICTS, Family, Findings, NoReference
+from checkpoints.sandbox import run_in_child
 
-from fuse import FuseError  # noqa: E402
-from fuse.app import console  # noqa: E402
+from fuse import FuseError
+from fuse.app import console
 
-ROLES = {"causal": causal, "masked": masked, "sentence": sentence, "classifier": classifier, "dual": dual, "captioner": captioner}
+ROLES = {
+    "causal": causal,
+    "masked": masked,
+    "sentence": sentence,
+    "classifier": classifier,
+    "dual": dual,
+    "captioner": captioner,
+}
 CACHE = Path.home() / ".cache" / "fuse" / "families"
 
 

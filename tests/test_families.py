@@ -11,16 +11,20 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from checkpoints import causal, classifier, dual, masked, sentence
 from checkpoints.family import Family, Findings, NoReference
+from families import ROLES, check
 
-ROLES = {
-    "causal": causal,
-    "masked": masked,
-    "sentence": sentence,
-    "classifier": classifier,
-    "dual": dual,
+NUM_RIGHT = {
+    "causal": 160,
+    "masked": 30,
+    "sentence": 40,
+    "classifier": 80,
+    "dual": 14,
+    "captioner": 5,
 }
+"""How many checkpoints of each role are right at least; the others are refused, or have no
+reference.
+"""
 SAMPLE = (
     ("causal", "llama"),
     ("causal", "mamba"),
@@ -53,8 +57,12 @@ def test_a_family_gives_its_own_results(role: str, name: str, tmp_path: Path) ->
 
 def test_a_network_that_is_not_its_reference_is_told(tmp_path: Path, monkeypatch: Any) -> None:
     one = family("classifier", "gpt2")
-    loss = classifier.ClassifierReference.loss
-    monkeypatch.setattr(classifier.ClassifierReference, "loss", lambda *g: loss(*g) * 1.001)
+    loss = ROLES["classifier"].ClassifierReference.loss
+
+    def scaled(*given: Any) -> Any:
+        return 1.001 * loss(*given)
+
+    monkeypatch.setattr(ROLES["classifier"].ClassifierReference, "loss", scaled)
     found = findings(one, tmp_path)
     assert found["verdict"] == "wrong" and "loss" in found["note"]
 
@@ -62,3 +70,14 @@ def test_a_network_that_is_not_its_reference_is_told(tmp_path: Path, monkeypatch
 def test_what_a_family_cannot_read_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(NoReference):
         family("causal", "llama").check(tmp_path, Findings())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("role", NUM_RIGHT)
+def test_all_families_are_right_or_refused(role: str, tmp_path: Path, record_property: Any) -> None:
+    rows = [check(one, tmp_path) for one in ROLES[role].families()]
+    faults = [row for row in rows if row["verdict"] in ("wrong", "traceback")]
+    assert not faults, "\n".join(f"{row['family']}: {row['note']}" for row in faults)
+    num_right = sum(row["verdict"] == "right" for row in rows)
+    record_property(role, f"{num_right} of {len(rows)} are right")
+    assert num_right >= NUM_RIGHT[role]

@@ -1,1 +1,1 @@
-"""Tiny checkpoints of every family that transformers knows, one file a role, with random weights."""
+"""Tiny checkpoints, with random weights, of every family that transformers knows: a file a role."""

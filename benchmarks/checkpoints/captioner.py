@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import fuse
 from checkpoints import shrink, spelling
 from checkpoints.dual import EDGE, PICTURE
 from checkpoints.family import Family, Findings, NoReference
 from checkpoints.reference import load_plainly
 from checkpoints.weights import randomise
-
-import fuse
 
 ROLE = "captioner"
 MAX_NEW_TOKENS, NUM_BEAMS = 8, 4

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+import fuse
 from checkpoints import shrink, spelling
 from checkpoints.compare import (
     PROMPTS,
@@ -19,9 +22,6 @@ from checkpoints.compare import (
 from checkpoints.family import Family, Findings, NoReference, relative
 from checkpoints.reference import Reference, load_plainly
 from checkpoints.weights import randomise
-from torch import Tensor
-
-import fuse
 
 ROLE = "causal LM"
 TERMS: dict[str, tuple[Any, dict[str, str]]] = {
@@ -116,7 +116,7 @@ class CausalReference(Reference):
         return -log_probs[start - 1 : end - 1].gather(1, targets[:, None]).mean()
 
     def ids(self, term: fuse.Term, prompt: str) -> tuple[int, ...]:
-        """Return the ids of a text by the tokenizer alone; BOS where no start token stands there."""
+        """Return the ids of a text by the tokenizer alone, with BOS where nothing stands before."""
         tokenizer, text = self.tokenizer, term.template.render(prompt)[0]
         ids = tuple(tokenizer(text).input_ids)
         body = tuple(tokenizer(text, add_special_tokens=False).input_ids)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import fuse
 from checkpoints.family import Findings, relative
 from checkpoints.reference import Reference
-
-import fuse
 
 PROMPTS = (
     "a red house stands",
@@ -41,9 +39,7 @@ def compare_term(
     _compare_gradients(reference, term, findings, place)
 
 
-def _compare_losses(
-    reference: Reference, term: fuse.Term, findings: Findings, place: str
-) -> None:
+def _compare_losses(reference: Reference, term: fuse.Term, findings: Findings, place: str) -> None:
     """Compare the losses of prompts, before and after a step that fills the cache."""
     part = "reuse" if term.engine.runner.prefix_cache else "loss"
     prompts = _fitting(term)
@@ -60,9 +56,7 @@ def _fitting(term: fuse.Term) -> list[str]:
     return [prompt for prompt, fits in zip(PROMPTS, term.fits(rows), strict=True) if fits]
 
 
-def compare_longest(
-    reference: Reference, model: fuse.Model, loss: Any, findings: Findings
-) -> None:
+def compare_longest(reference: Reference, model: fuse.Model, loss: Any, findings: Findings) -> None:
     """Compare the loss of a prompt that fills the context of the model."""
     term = fuse.Term(model, loss)
     room = term.max_free_tokens

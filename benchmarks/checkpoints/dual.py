@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import shrink, spelling
-from checkpoints.compare import compare_longest, compare_search, compare_term, fast_ways
-from checkpoints.family import Family, Findings, NoReference
-from checkpoints.reference import Reference, load_plainly
-from checkpoints.weights import SPREADS, randomise
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 import fuse
+from checkpoints import shrink, spelling
+from checkpoints.compare import compare_longest, compare_search, compare_term, fast_ways
+from checkpoints.family import Family, Findings, NoReference
+from checkpoints.reference import Reference, load_plainly
+from checkpoints.weights import SPREADS, randomise
 
 ROLE = "dual encoder"
 PICTURE = Image.effect_noise((40, 40), 80).convert("RGB")
@@ -98,12 +98,14 @@ def _save(network: Any, tokenizer: Any, name: str, folder: Path) -> None:
 def image_processor(name: str) -> Any:
     """Return a family's image processor, for small pictures."""
     import transformers
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as known
+    from transformers.models.auto.image_processing_auto import (
+        IMAGE_PROCESSOR_MAPPING_NAMES as known,
+    )
 
     names = known.get(name) or known["clip"]
     kind = getattr(transformers, names["torchvision"] if isinstance(names, dict) else names[-1])
     size = dict(getattr(kind, "size", None) or {})
-    small = {key: EDGE for key in size} or {"height": EDGE, "width": EDGE}
+    small = dict.fromkeys(size, EDGE) or {"height": EDGE, "width": EDGE}
     options: dict[str, Any] = {"size": small}
     if getattr(kind, "crop_size", None):
         options["crop_size"] = {"height": EDGE, "width": EDGE}

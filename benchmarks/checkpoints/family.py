@@ -1,4 +1,4 @@
-"""What a row of the matrix is: a family in a role, how its checkpoint is made, how it is checked."""
+"""What a row of the matrix is: a family in a role, how its checkpoint is made and checked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Family:
 
 
 class NoReference(Exception):
-    """The family's own code does not read the checkpoint alone, so that there is no right answer."""
+    """The family's own code does not read the checkpoint: there is no right answer."""
 
 
 @dataclass

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+import fuse
 from checkpoints import shrink, spelling
 from checkpoints.compare import compare_longest, compare_search, compare_term, fast_ways
 from checkpoints.family import Family, Findings, NoReference
 from checkpoints.reference import Reference, load_plainly
 from checkpoints.weights import randomise
-from torch import Tensor
-
-import fuse
 
 ROLE = "masked LM"
 NOT_TEXT = {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints.family import NoReference
 from torch import Tensor
 
 import fuse
+from checkpoints.family import NoReference
 
 
 def load_plainly(auto_class: Any, folder: Path) -> Any:

@@ -48,8 +48,8 @@ def _serve(function: Callable[[], dict[str, Any]], writer: int, log: Path) -> No
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        with open("/proc/self/statm") as statm:
-            space = int(statm.read().split()[0]) * resource.getpagesize() + MAX_BYTES
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        space = pages * resource.getpagesize() + MAX_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (space, space))
         answer = function()
         with os.fdopen(writer, "w") as pipe:

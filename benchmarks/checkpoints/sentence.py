@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import fuse
 from checkpoints import causal, masked, shrink, spelling
 from checkpoints.compare import compare_longest, compare_search, compare_term, fast_ways
 from checkpoints.family import Family, Findings, NoReference
 from checkpoints.reference import Reference
 from checkpoints.weights import randomise
-from torch import Tensor
-from torch.nn.functional import normalize
-
-import fuse
 
 ROLE = "sentence encoder"
 DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma", "gemma3_text", "phi3", "gpt2", "gpt_neo")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -19,8 +18,14 @@ RULES: tuple[tuple[str, int | None], ...] = (
     (r"vocab.*size|^num_embeddings$", None),
     (r"per_tok|top_?k_experts|moe_topk|^moe_k$|experts_per|^top_k$|^num_selected|router_top", 2),
     (r"n_shared_experts|num_shared_experts|shared_expert_num", 1),
-    (r"expert.*(size|dim)|ffn|intermediate|mlp_(dim|size)|feed_?forward|n_inner|d_?ff|dim_ff|d_inner", 48),
-    (r"(num|n)_(local_|routed_|zero_|moe_)*experts$|moe_num_experts|num_moe|^num_experts|zero_expert", 4),
+    (
+        r"expert.*(size|dim)|ffn|intermediate|mlp_(dim|size)|feed_?forward|n_inner|d_?ff|dim_ff|d_inner",
+        48,
+    ),
+    (
+        r"(num|n)_(local_|routed_|zero_|moe_)*experts$|moe_num_experts|num_moe|^num_experts|zero_expert",
+        4,
+    ),
     (r"^n_group$|^num_expert_group|^num_groups?$", 2),
     (r"^topk_group$|topk_groups", 1),
     (r"rope_head_dim|rotary_dim", 4),
@@ -33,15 +38,24 @@ RULES: tuple[tuple[str, int | None], ...] = (
     (r"heads?$|^n_head|heads", HEADS),
     (r"window|attention_chunk", 4),
     (r"chunk_size", 4),
-    (r"num_.*layers|n_layers?|^depth$|num_blocks|decoder_depth|layers$|n_layer|num_layers", NUM_LAYERS),
-    (r"positions?_embeddings|n_positions|n_ctx|max_(source|target)_pos|max_seq|seq_len|seq_length|max_len", 64),
+    (
+        r"num_.*layers|n_layers?|^depth$|num_blocks|decoder_depth|layers$|n_layer|num_layers",
+        NUM_LAYERS,
+    ),
+    (
+        r"positions?_embeddings|n_positions|n_ctx|max_(source|target)_pos|max_seq|seq_len|seq_length|max_len",
+        64,
+    ),
     (r"state_size|d_state|ssm_state", 8),
     (r"(image|crop)_size|input_resolution", 32),
     (r"patch_size", 8),
     (r"projection_dim|embedding_size|embedding_dim|^embed_dim", WIDTH),
-    (r"hidden_?(size|dim)|d_model|n_embd|^width$|^dim$|lru_width|d_embed|_width$|_dim$|_size$|channels", WIDTH),
+    (
+        r"hidden_?(size|dim)|d_model|n_embd|^width$|^dim$|lru_width|d_embed|_width$|_dim$|_size$|channels",
+        WIDTH,
+    ),
 )
-"""What each kind of number becomes, by the first pattern that its name meets, where it is larger."""
+"""What each kind of number becomes where it is larger, by the first pattern in its name."""
 KEPT = re.compile(
     r"_id$|_ids$|theta|batch|num_labels|kernel|d_conv|num_channels|in_channels|out_features|token_"
     r"|merge_size|downsample|stride|type_vocab|num_image|version|temporal_patch|_freq|interval|step"
@@ -130,11 +144,10 @@ def _small(name: str, value: int, default: Any, vocabulary_size: int) -> int:
     """Return what a number of this name becomes."""
     if KEPT.search(name) and not re.search(r"^vocab_size", name):
         return value
-    for pattern, small in RULES:
-        if re.search(pattern, name):
-            break
-    else:
+    matching = [small for pattern, small in RULES if re.search(pattern, name)]
+    if not matching:
         return value
+    small = matching[0]
     if small is None:
         return vocabulary_size + SPARE_ROWS
     if WIDTHS.search(name):  # as many as heads, one, or fewer than heads

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 LINES = (
@@ -41,6 +49,8 @@ def make(kind: str, size: int = 300, max_length: int | None = 64, **more: Any) -
     inner.add_special_tokens(specials)
     _add_special_tokens(inner, kind)
     if max_length is not None:
+        if kind == "roberta":
+            max_length -= 2  # their positions begin after that of the padding
         names["model_max_length"] = max_length
     return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="right", **names, **more)
 
@@ -168,7 +178,11 @@ def _trainer(kind: str, base: dict[str, Any]) -> Any:
         return trainers.UnigramTrainer(unk_token="<unk>", **base)
     if kind == "clip":
         base["end_of_word_suffix"] = "</w>"
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind in ("byte_bpe", "byte_bpe_bos", "roberta") else []
+    alphabet = (
+        pre_tokenizers.ByteLevel.alphabet()
+        if kind in ("byte_bpe", "byte_bpe_bos", "roberta")
+        else []
+    )
     return trainers.BpeTrainer(initial_alphabet=alphabet, **base)
 
 

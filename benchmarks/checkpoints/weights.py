@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from checkpoints.family import relative
 from torch import Tensor
+
+from checkpoints.family import relative
 
 SPREADS = (0.25, 0.12, 0.06, 0.03)
 """Standard deviations that are tried: the first with which rounding errors stay small."""
@@ -16,9 +17,7 @@ IDS = range(5, 17)
 
 
 @torch.no_grad()
-def randomise(
-    network: Any, seed: int = 0, spreads: tuple[float, ...] = SPREADS
-) -> None:
+def randomise(network: Any, seed: int = 0, spreads: tuple[float, ...] = SPREADS) -> None:
     """Draw every weight of a network anew: matrices around 0, others around where they start."""
     network.eval()
     starts = {}
