@@ -54,7 +54,9 @@ def tokenizer_kind(name: str) -> str:
 
     if name in masked_:
         return masked.tokenizer_kind(name)
-    return "unigram_end" if any(part in name for part in ENDED) else causal.tokenizer_kind(name)
+    if "gemma" in name or not any(part in name for part in ENDED):
+        return causal.tokenizer_kind(name)
+    return "unigram_end"
 
 
 def build(name: str, kind: str, more: dict[str, Any], folder: Path) -> None:
@@ -63,6 +65,8 @@ def build(name: str, kind: str, more: dict[str, Any], folder: Path) -> None:
 
     tokenizer = spelling.make(kind)
     config = shrink.tiny_config(CONFIG_MAPPING[name], tokenizer, **more)
+    if getattr(config, "decoder_start_token_id", 0) is None or name.endswith("t5"):
+        config.decoder_start_token_id = tokenizer.pad_token_id  # as T5 begins
     network = AutoModelForSequenceClassification.from_config(config)
     randomise(network)
     network.save_pretrained(folder)
@@ -103,7 +107,7 @@ def check(folder: Path, findings: Findings) -> None:
     findings.fast_ways = fast_ways(model)
     loss = fuse.ClassNLL(1)
     if reference.kind == "regression":
-        loss = fuse.SquaredError(0.9)
+        loss = fuse.SquaredDistance(0.9)
     for name, around in AROUND.items():
         compare_term(reference, model, loss, around, findings, name)
     compare_longest(reference, model, loss, findings)

@@ -77,6 +77,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "longcat_flash": {"head_dim": 4, "qk_head_dim": 12},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "mpnet": {"max_position_embeddings": 66},  # its positions begin after that of the padding
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {
         "hc_lowrank": 12,
@@ -100,6 +101,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attn_layers": ["local", "local"],
         "local_attn_chunk_length": 4,
     },
+    "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 5,
         "layers_block_type": [

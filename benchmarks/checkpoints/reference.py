@@ -68,7 +68,8 @@ class Reference(ABC):
         row = torch.as_tensor(ids)[None]
         if embeddings is None:
             return self.network(input_ids=row, **options)
-        with self.layer.register_forward_hook(lambda *_: embeddings[None]):
+        # A copy: some networks change their embeddings in place
+        with self.layer.register_forward_hook(lambda *_: embeddings[None].clone()):
             return self.network(input_ids=row, **options)
 
     def token_gradient(self, term: fuse.Term, prompt: str, row: Any) -> Tensor:

@@ -35,7 +35,7 @@ FOLDERS: dict[str, dict[str, Any]] = {
     "dense and normalize": {"dense": True, "normalize": True},
     "default prompt": {"prompt": "query: "},
     "default prompt not pooled": {"prompt": "query: ", "include_prompt": False},
-    "short texts": {"max_seq_length": 12},
+    "short texts": {"max_seq_length": 40},
     "lower case": {"do_lower_case": True},
     "another folder": {"renamed": True},
     "former module names": {"former": True},

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from checkpoints.family import relative
 
-SPREADS = (0.25, 0.12, 0.06, 0.03)
+SPREADS = (0.25, 0.12, 0.06, 0.03, 0.01)
 """Standard deviations that are tried: the first with which rounding errors stay small."""
 NOISE, MAX_GROWTH = 1e-5, 10.0
 """Noise of this size in the embeddings may grow so many times on its way to the output."""
