@@ -76,9 +76,10 @@ class CausalProof:
         Raises:
             FuseError: it does.
         """
-        if len(row) < 2:
+        others = [token for token in self._rows.ids[1] if token != row[-1]]
+        if len(row) < 2 or not others:  # nothing is predicted, or there is but one word
             return
-        other = next(token for token in self._rows.ids[1][::-1] if token != row[-1])
+        other = others[-1]
         changed = self._logits((*row[:-1], other))
         before = [logits[:-1].log_softmax(-1) for logits in (changed, first)]
         if not agree(self._model, before[0], before[1], MAX_REPEATED_ERROR):

@@ -64,7 +64,7 @@ class Classifier(VectorModel):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         kind = AutoModelForSequenceClassification
-        network = load_network(kind, model_id, device, dtype=dtype, **options)
+        network = load_network(kind, model_id, device, dtype=dtype, may_lack="", **options)
         tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         with loading(model_id):
             return cls(network, tokenizer)

@@ -97,7 +97,7 @@ class CLIP(EmbeddingModel):
     ) -> CLIP:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        network = load_network(AutoModel, model_id, device, dtype=dtype, **options)
+        network = load_network(AutoModel, model_id, device, dtype=dtype, may_lack="", **options)
         tokenizer = load_pretrained(AutoTokenizer, model_id, **options)
         image_processor = load_pretrained(AutoImageProcessor, model_id, **options)
         with loading(model_id):

@@ -94,9 +94,9 @@ def read_once() -> Iterator[None]:
     """Let transformers read a file once within a context, and not anew for each of its needs."""
     import numpy
 
-    gguf: Any = import_module("gguf")
+    library: Any = import_module("gguf")
 
-    class Reader(gguf.GGUFReader):
+    class Reader(library.GGUFReader):
         """Reads from a plain array, of which a part takes less time than of a mapped file."""
 
         @property
@@ -108,12 +108,15 @@ def read_once() -> Iterator[None]:
         def data(self, mapped: Any) -> None:
             self._plain = mapped.view(numpy.ndarray)
 
-    before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = cache(Reader), cache(gguf.get_tensor_name_map)
+    before = library.GGUFReader, library.get_tensor_name_map
+    library.GGUFReader, library.get_tensor_name_map = (
+        cache(Reader),
+        cache(library.get_tensor_name_map),
+    )
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = before
+        library.GGUFReader, library.get_tensor_name_map = before
 
 
 class _Odd(ValueError):

@@ -115,11 +115,19 @@ def _check_files(class_name: str, source: str, where: dict[str, Any]) -> None:
 
 
 @torch.inference_mode(False)
-def load_network(auto_class: Any, model_id: str, device: str | torch.device, **options: Any) -> Any:
+def load_network(
+    auto_class: Any,
+    model_id: str,
+    device: str | torch.device,
+    *,
+    may_lack: str = "pooler",
+    **options: Any,
+) -> Any:
     """Load a network with all of its weights: safetensors, a GGUF file, or an adapter of PEFT.
 
     Args:
         device: where it is put, unless `options` hold a `device_map`.
+        may_lack: part of the names of weights that are not used, and are often left out.
         options: those of `from_pretrained`; `quantization` is one of `quantization.KINDS`.
 
     Raises:
@@ -132,7 +140,7 @@ def load_network(auto_class: Any, model_id: str, device: str | torch.device, **o
         if adapter:
             base = lora.base_of(source, adapter, {**options, **where})
             name = adapter["base_model_name_or_path"]
-            network = load_network(auto_class, name, device, **base)
+            network = load_network(auto_class, name, device, may_lack=may_lack, **base)
             return lora.merged(network, source, adapter, **where)
         _check_needs(model_id, options)
         if "gguf_file" in where:
@@ -143,7 +151,7 @@ def load_network(auto_class: Any, model_id: str, device: str | torch.device, **o
             network, info = auto_class.from_pretrained(
                 source, trust_remote_code=False, output_loading_info=True, **{**options, **where}
             )
-        _check_whole(auto_class, model_id, info)
+        _check_whole(auto_class, model_id, info, may_lack)
         if quantization is not None:
             check_quantised(quantization, network)
         return network if "device_map" in options else network.to(device)
@@ -170,7 +178,7 @@ def _check_needs(model_id: str, options: dict[str, Any]) -> None:
         )
 
 
-def _check_whole(auto_class: Any, model_id: str, info: dict[str, Any]) -> None:
+def _check_whole(auto_class: Any, model_id: str, info: dict[str, Any], may_lack: str) -> None:
     """Check that a network has got all of its weights.
 
     Raises:
@@ -178,7 +186,7 @@ def _check_whole(auto_class: Any, model_id: str, info: dict[str, Any]) -> None:
     """
     lacking = []
     for key in (*info["missing_keys"], *info["mismatched_keys"]):
-        if "pooler" not in str(key):
+        if not may_lack or may_lack not in str(key):
             lacking.append(str(key))
     if lacking:
         raise FuseError(

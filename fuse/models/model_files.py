@@ -101,8 +101,7 @@ def check_config(source: str, name: str, config: Mapping[str, Any]) -> None:
     Raises:
         FuseError: it does.
     """
-    # Some image processors take an area where others take an edge
-    by_area = {"patch_size", "merge_size"} <= set(config)
+    by_area = _measures_areas(config)
     for path, value in _leaves(config):
         key = path.rpartition(".")[2]
         limit = _limit(key, by_area)
@@ -113,6 +112,14 @@ def check_config(source: str, name: str, config: Mapping[str, Any]) -> None:
             raise _odd(source, name, path, value, "no code from elsewhere")
         if key in ("use_pretrained_backbone", "use_pretrained") and value:
             raise _odd(source, name, path, value, "all weights in the model's own files")
+
+
+def _measures_areas(config: Any) -> bool:
+    """Whether an image processor among nested settings takes an area where others take an edge."""
+    if not isinstance(config, Mapping):
+        return False
+    own = {"patch_size", "merge_size"} <= set(config)
+    return own or any(map(_measures_areas, config.values()))
 
 
 def _limit(key: str, by_area: bool) -> int:

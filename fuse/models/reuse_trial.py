@@ -144,8 +144,8 @@ def own_tokens(vocabulary: Vocabulary) -> Iterator[int]:
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     special |= {*vocabulary.head, *vocabulary.tail}
     size = min(len(vocabulary), len(tokenizer))
-    spread = range(0, size, max(1, size // 64))
-    return cycle([token for token in spread if token not in special] or spread)
+    usual = [token for token in range(size) if token not in special] or range(size)
+    return cycle(usual[:: max(1, len(usual) // 64)])
 
 
 def _rows(vocabulary: Vocabulary, prefix_length: int) -> list[Encoded]:
