@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import supported
 import transformers
-from checkpoints import captioner, causal, classifier, dual, masked, sentence
+from checkpoints import captioner, causal, classifier, dual, masked, openclip, sentence
 from checkpoints.family import VERDICTS, Family, Findings, NoReference
 from checkpoints.sandbox import run_in_child
 
@@ -41,6 +41,7 @@ ROLES = {
     "sentence": sentence,
     "classifier": classifier,
     "dual": dual,
+    "open_clip": openclip,
     "captioner": captioner,
 }
 CACHE = Path.home() / ".cache" / "fuse" / "families"

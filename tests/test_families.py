@@ -20,6 +20,7 @@ NUM_RIGHT = {
     "sentence": 40,
     "classifier": 80,
     "dual": 14,
+    "open_clip": 6,
     "captioner": 5,
 }
 """How many checkpoints of each role are right at least; the others are refused, or have no
