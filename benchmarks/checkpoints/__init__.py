@@ -1,0 +1,1 @@
+"""Tiny checkpoints, with random weights, of every family that transformers knows: a file a role."""
