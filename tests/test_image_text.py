@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
+from sampling import sampled
 from test_captioners import CHAT, ENDS, IMAGE, SIDE, SIGHT, SMALL, florence, git, llava, paligemma
 from test_models_kinds import save, word_tokenizer
 
@@ -123,7 +124,10 @@ def own_losses(
     return losses
 
 
-@pytest.mark.parametrize("options", [{}, {"packing": False}, {"prefix_cache": False}], ids=str)
+OPTIONS: list[dict[str, bool]] = [{}, {"packing": False}, {"prefix_cache": False}]
+
+
+@pytest.mark.parametrize("options", sampled(OPTIONS, len(OPTIONS)), ids=str)
 def test_losses_are_the_networks_own(model: ImageText, options: dict[str, bool]) -> None:
     terms = {}
     for name, image in (("noise", IMAGE), ("house", OTHER)):

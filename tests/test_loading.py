@@ -22,6 +22,7 @@ from fuse.app import terms
 from fuse.app.build import build, weights_of
 from fuse.app.config import compose
 from fuse.models import chat, gguf_files
+from fuse.models.loading import load_network
 from fuse.text.template import Template
 
 LM = ROOT / "fuse/demo/lm"
@@ -314,8 +315,9 @@ def test_a_silent_hub_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- how weights are held ----
 def test_options_reach_the_network() -> None:
-    model = fuse.CausalLM.load(str(LM), attn_implementation="eager", dtype=torch.bfloat16)
-    assert model.network.config._attn_implementation == "eager"
+    options = {"attn_implementation": "eager", "dtype": torch.bfloat16}
+    network = load_network(AutoModelForCausalLM, str(LM), "cpu", **options)
+    assert network.config._attn_implementation == "eager" and network.dtype == torch.bfloat16
     assert "code of the hub is never run" in refused(LM, attn_implementation="some/kernel")
 
 
