@@ -14,3 +14,13 @@ def sampled(cases: Iterable[Any], every: int) -> list[Any]:
     for number, case in enumerate(cases):
         found.append(pytest.param(case, marks=[pytest.mark.full] if number % every else []))
     return found
+
+
+def sampled_pairs(first: Iterable[Any], second: Iterable[Any]) -> list[Any]:
+    """Return all pairs, of which about one for each of the first stays in the default tests."""
+    found, others = [], list(second)
+    for number, one in enumerate(first):
+        for position, other in enumerate(others):
+            marks = [] if position == number % len(others) else [pytest.mark.full]
+            found.append(pytest.param(one, other, marks=marks))
+    return found

@@ -15,7 +15,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel
 from fuse.nn.batch import Inputs, pad
-from fuse.nn.network_view import network_view
+from fuse.nn.network_view import input_device, network_view
 from fuse.text.template import Template
 from fuse.text.vocabulary import Vocabulary
 
@@ -86,7 +86,7 @@ class TextProof:
         self._network, _ = network_view(network)
         use_eager_attention(self._network)
         self._tokenizer = tokenizer
-        self._device = next(self._network.parameters()).device
+        self._device = input_device(self._network)
         self._max_error = MAX_COARSE_ERROR if _is_coarse(self._network.dtype) else MAX_ERROR
         self._texts = _texts(vocabulary)
         self.form = self._find_form(vocabulary.max_length)

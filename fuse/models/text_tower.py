@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.nn.fixed_layers import IMAGE_TOWERS
-from fuse.nn.network_view import network_view
+from fuse.nn.network_view import input_device, network_view
 
 
 def token_layer(network: Any) -> Any:
@@ -26,17 +27,22 @@ def token_layer(network: Any) -> Any:
                 "such as CLIP or SigLIP"
             )
     view, _ = network_view(network)
-    ids = torch.tensor([[3, 1, 2, 0]], device=next(view.parameters()).device)
+    ids = torch.tensor([[3, 1, 2, 0]], device=input_device(view))
     found: list[str] = []
     for name, module in view.named_modules():
         if isinstance(module, torch.nn.Embedding):
             module.register_forward_pre_hook(
-                lambda _, given, name=name: found.extend([name] * torch.equal(given[0], ids))
+                lambda _, given, name=name: found.extend([name] * _equal(given[0], ids))
             )
     view.get_text_features(input_ids=ids)
     if not found:
         raise FuseError(f"network={kind}: it looks no tokens up; choose another dual encoder")
     return network.get_submodule(found[0])
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are equal, wherever they are."""
+    return torch.equal(left.cpu(), right.cpu())
 
 
 def num_positions(network: Any) -> int:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fuse.nn.network_view import input_device
 from fuse.text.vocabulary import Vocabulary
 from fuse.types import Ids
 
@@ -47,7 +48,7 @@ class TokenPooling:
 
 def _pools(tower: Any, row: Ids, pooling: TokenPooling) -> bool:
     """Whether what a tower makes of a row is the state of the token that a rule says."""
-    ids = torch.tensor([row], device=next(tower.parameters()).device)
+    ids = torch.tensor([row], device=input_device(tower))
     out = tower(input_ids=ids)
     pooled, states = getattr(out, "pooler_output", None), out.last_hidden_state
     if pooled is None or pooled.shape[-1] != states.shape[-1]:

@@ -74,3 +74,12 @@ def _shared(module: Any) -> Iterator[Any]:
             owner = getattr(hook, "__self__", None)
             if owner is not None and not isinstance(owner, torch.nn.Module):
                 yield owner
+
+
+def input_device(network: Any) -> torch.device:
+    """Return where a network's inputs have to be.
+
+    Weights that accelerate loads for each pass are on no device until then.
+    """
+    devices = [weight.device for weight in network.parameters() if not weight.is_meta]
+    return devices[0] if devices else torch.device("cpu")
