@@ -124,7 +124,12 @@ class ReuseTrial:
 
 def is_coarse(model: Model) -> bool:
     """Whether a model multiplies in a type with fewer digits than float32."""
-    if torch.finfo(model.vocabulary.embedding.dtype).eps > 1e-5:
+    return is_coarse_type(model.vocabulary.embedding.dtype)
+
+
+def is_coarse_type(dtype: torch.dtype) -> bool:
+    """Whether products in a type have fewer digits than those of float32."""
+    if torch.finfo(dtype).eps > 1e-5:
         return True
     try:
         return torch.get_float32_matmul_precision() != "highest"

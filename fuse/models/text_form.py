@@ -14,6 +14,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel
+from fuse.models.reuse_trial import is_coarse_type
 from fuse.nn.batch import Inputs, pad
 from fuse.nn.network_view import input_device, network_view
 from fuse.text.template import Template
@@ -87,7 +88,7 @@ class TextProof:
         use_eager_attention(self._network)
         self._tokenizer = tokenizer
         self._device = input_device(self._network)
-        self._max_error = MAX_COARSE_ERROR if _is_coarse(self._network.dtype) else MAX_ERROR
+        self._max_error = MAX_COARSE_ERROR if is_coarse_type(self._network.dtype) else MAX_ERROR
         self._texts = _texts(vocabulary)
         self.form = self._find_form(vocabulary.max_length)
         self._expected = torch.cat([self._own(text, self.form.width) for text in self._texts])
@@ -160,16 +161,6 @@ def use_eager_attention(network: Any) -> None:
         config = getattr(module, "config", None)
         if config is not None:
             config._attn_implementation = "eager"
-
-
-def _is_coarse(dtype: torch.dtype) -> bool:
-    """Whether products in a type have fewer digits than those of float32."""
-    if torch.finfo(dtype).eps > 1e-5:
-        return True
-    try:
-        return torch.get_float32_matmul_precision() != "highest"
-    except RuntimeError:  # it was set in another way, layer by layer
-        return True
 
 
 def _texts(vocabulary: Vocabulary) -> list[str]:
