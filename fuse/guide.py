@@ -37,6 +37,7 @@ class Guide:
         """How many free tokens a prompt has at most."""
         self.constraints = objective.constraints
         self.valid = objective.valid
+        self.finished = objective.finished
         self.spelled = objective.spelled
         self.says_label = objective.says_label
         self.check_length = objective.check_length
@@ -59,6 +60,12 @@ class Guide:
         """The primary's tokens that end a text; empty if there is none."""
         end = self.vocabulary.tokenizer.eos_token_id
         return [] if end is None else [int(end)]
+
+    @cached_property
+    def ending_tokens(self) -> list[int]:
+        """The allowed tokens that end a prompt by themselves; empty where every prompt is whole."""
+        endings = self.constraints.ending_tokens(self.vocabulary)
+        return (self.allowed & endings.to(self.allowed.device)).nonzero().flatten().tolist()
 
     @cached_property
     def begins_word(self) -> Bool[Tensor, " v"]:

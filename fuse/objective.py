@@ -167,6 +167,10 @@ class Objective:
                 valid[i] = fit
         return valid
 
+    def finished(self, rows: Sequence[Ids]) -> list[bool]:
+        """Whether each row's text ends as a whole one does, by `Constraints.endings`."""
+        return [self.constraints.finished(prompt) for prompt in self.vocabulary.decode(rows)]
+
     # --- losses ----------------------------------------------------------------------------------
 
     def prefill(self, beam: Sequence[Ids]) -> None:

@@ -7,7 +7,7 @@ subtokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -37,10 +37,17 @@ class Candidates:
     """How many proposals were dropped because a gradient was not finite."""
     over: bool = False
     """Whether the method has nothing more to propose."""
+    leaves: frozenset[Ids] = frozenset()
+    """Those that nothing goes on from: they may be the best, but no strategy expands them."""
     rng: Tensor | None = field(default=None, repr=False)
     """The state of the generator after proposing; set by the search."""
     began: float = field(default_factory=perf_counter, repr=False)
     """When proposing began, by `time.perf_counter`; set by the search."""
+
+    def kept(self, index: Sequence[int]) -> Candidates:
+        """Return some of the candidates."""
+        parents = [self.parents[i] for i in index] if self.parents else ()
+        return replace(self, ids=[self.ids[i] for i in index], parents=parents)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,19 @@ class Evaluation:
     def num_non_finite(self) -> int:
         """How many valid candidates have a loss that is not finite."""
         return int((self.valid & ~self.loss.isfinite()).sum())
+
+    def growing(self) -> Evaluation:
+        """Return the evaluation of the candidates without the leaves."""
+        leaves = self.candidates.leaves
+        if not leaves:
+            return self
+        kept = [i for i, ids in enumerate(self.candidates.ids) if ids not in leaves]
+        return Evaluation(
+            self.candidates.kept(kept),
+            self.loss[kept],
+            {name: losses[kept] for name, losses in self.terms.items()},
+            self.valid[kept],
+        )
 
     def entries(self) -> list[Entry]:
         """Return the candidates that count, each once, in their order."""

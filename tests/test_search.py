@@ -675,3 +675,64 @@ def test_a_method_observes_parents_and_losses(objective: fuse.Objective) -> None
         losses.append(state.last.loss)
     assert [loss for _, loss in state.method] == losses
     assert {parent for parents, _ in state.method for parent in parents} <= {0, 1}
+
+
+ENDINGS = (".", "!", "?")
+
+
+@pytest.fixture
+def whole(lm: fuse.CausalLM) -> fuse.Objective:
+    return fuse.Objective(fuse.Term(lm, fuse.NLL()), constraints=fuse.Constraints(endings=ENDINGS))
+
+
+@pytest.mark.parametrize("steps", [3, 5, 8])
+def test_a_search_ends_with_a_whole_text_where_it_has_met_one(
+    whole: fuse.Objective, objective: fuse.Objective, steps: int
+) -> None:
+    method = fuse.AutoDAN(search_width=16, steps=steps)
+    assert not fuse.search(objective, method, fuse.Beam(2)).prompt.endswith(ENDINGS)
+    found = fuse.search(whole, method, fuse.Beam(2))
+    assert found.prompt.endswith(ENDINGS)
+    assert found.loss == min(one.loss for one in scored_whole(whole, method))
+
+
+def scored_whole(objective: fuse.Objective, method: Method) -> list[Entry]:
+    """What a search scores that ends as a whole text does."""
+    search = fuse.Search(objective, method, fuse.Beam(2))
+    state, found = search.start(), []
+    while not state.ended:
+        evaluated = search.evaluate(state, search.propose(state))
+        found += [one for one in evaluated.entries() if objective.finished([one.ids])[0]]
+        state = search.accept(state, evaluated)
+        assert not any(objective.finished(state.beam)), "a finished row does not grow on"
+    return found
+
+
+@pytest.mark.parametrize("method", [fuse.GCG, fuse.Random])
+def test_a_whole_text_stays_whole_under_edits(
+    whole: fuse.Objective, method: type[fuse.GCG]
+) -> None:
+    prompts = []
+    fuse.search(
+        whole,
+        method(search_width=32, steps=6),
+        init="There is a big red house.",
+        on_step=lambda step: prompts.append(step.prompt),
+    )
+    assert len(prompts) == 6
+    assert all(prompt.endswith(ENDINGS) for prompt in prompts)
+
+
+def test_an_unfinished_text_is_returned_where_there_is_no_other(lm: fuse.CausalLM) -> None:
+    never = fuse.Constraints(endings=("without end",))
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), constraints=never)
+    found = fuse.search(objective, fuse.AutoDAN(search_width=8, steps=3), fuse.Beam(2))
+    assert found.prompt
+
+
+def test_an_unfinished_text_does_not_reach_a_loss(whole: fuse.Objective) -> None:
+    found = fuse.search(
+        whole, fuse.AutoDAN(search_width=16, steps=12), fuse.Beam(2), stop_loss=50.0
+    )
+    assert found.ended == "stop_loss"
+    assert found.prompt.endswith(ENDINGS)

@@ -5,7 +5,7 @@ scoring.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -80,9 +80,7 @@ class Probe:
         chosen = list(range(len(rows)))
         if len(rows) > 2 * num_probed:
             chosen = self._chosen(objective, beam, rows, num_probed, rng, width, known)
-        kept = [index[i] for i in chosen]
-        parents = [candidates.parents[i] for i in kept] if candidates.parents else ()
-        return replace(candidates, ids=[candidates.ids[i] for i in kept], parents=parents)
+        return candidates.kept([index[i] for i in chosen])
 
     def _chosen(
         self,

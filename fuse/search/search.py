@@ -195,7 +195,7 @@ class Search:
             trim_heap()
         entries = evaluated.entries()
         state = self._counted(state, evaluated)
-        strategy, beam = stage.strategy.select(state.strategy, evaluated, rng)
+        strategy, beam = stage.strategy.select(state.strategy, evaluated.growing(), rng)
         state = replace(
             state,
             rng=rng.get_state(),
@@ -208,7 +208,7 @@ class Search:
             seconds=state.seconds + max(0.0, time.perf_counter() - candidates.began),
         )
         if entries:
-            state = self._recorded(state, stage.method, min(entries))
+            state = self._recorded(state, stage.method, entries)
         return self._limited(state)
 
     def result(
@@ -344,7 +344,7 @@ class Search:
             method=method,
             strategy=strategy,
             beam=tuple(beam),
-            best=_better(state.best, entries),
+            best=self._better(state.best, entries),
             trouble="" if entries or not any(beam) else _trouble(evaluated),
             seconds=state.seconds + time.perf_counter() - began,
         )
@@ -387,9 +387,17 @@ class Search:
 
     def _goal(self, best: Entry) -> str:
         """Return which goal the best prompt has reached; empty for none."""
-        if self.stop_loss is not None and best.loss <= self.stop_loss:
+        finished = self.objective.finished([best.ids])[0]
+        if self.stop_loss is not None and best.loss <= self.stop_loss and finished:
             return "stop_loss"
         return "label" if self.stop_at_label and self.objective.says_label([best.ids])[0] else ""
+
+    def _better(self, best: Entry | None, entries: Sequence[Entry]) -> Entry | None:
+        """Return the best of all: a finished one, if there is one."""
+        pool = [*([best] if best else []), *entries]
+        finished = self.objective.finished([entry.ids for entry in pool])
+        whole = [entry for entry, ends in zip(pool, finished, strict=True) if ends]
+        return min(whole or pool, default=None)
 
     def _counted(self, state: SearchState, evaluated: Evaluation) -> SearchState:
         """Return the state with new candidates in its log and its counts."""
@@ -411,10 +419,13 @@ class Search:
             num_non_finite=state.num_non_finite + dropped,
         )
 
-    def _recorded(self, state: SearchState, method: Method, winner: Entry) -> SearchState:
+    def _recorded(
+        self, state: SearchState, method: Method, entries: Sequence[Entry]
+    ) -> SearchState:
         """Return the state with one more step in the trace."""
-        best = _better(state.best, [winner])
+        best = self._better(state.best, entries)
         assert best is not None
+        winner = min(entries)
         step = Step(
             step=state.step + 1,
             method=METHODS.name_of(method),
@@ -449,11 +460,6 @@ class Search:
         column = list(self.objective.terms).index(name)
         losses = torch.tensor([losses[column] for losses in state.scored.values()])
         return not bool(losses.isfinite().any())
-
-
-def _better(best: Entry | None, entries: Sequence[Entry]) -> Entry | None:
-    """Return the best of all."""
-    return min([*([best] if best else []), *entries], default=None)
 
 
 def _trouble(evaluated: Evaluation) -> str:

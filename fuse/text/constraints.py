@@ -33,6 +33,10 @@ class Constraints:
             into tokens.
         allow: words and signs that the prompt is made of, whatever their case; empty for no such
             list.
+        endings: signs with which a finished prompt ends; empty where every prompt is finished.
+            Unlike the other rules it does not refuse a prompt: what grows is unfinished until it
+            ends. But a finished prompt is never edited into an unfinished one, and a search returns
+            an unfinished one only where it has met no other.
 
     Raises:
         FuseError: a word that is empty or no Unicode.
@@ -42,9 +46,12 @@ class Constraints:
     words: Annotated[bool, Doc("every token a word of letters")] = False
     block: Annotated[Sequence[Word], Doc("words that it does not hold")] = ()
     allow: Annotated[Sequence[Word], Doc("words and signs that it is made of; []: any")] = ()
+    endings: Annotated[
+        Sequence[Word], Doc('with what a whole text ends, such as [".", "!", "?"]; []: anything')
+    ] = ()
 
     def __post_init__(self) -> None:
-        for key in ("block", "allow"):
+        for key in ("block", "allow", "endings"):
             for text in _listed(getattr(self, key)):
                 require_text(text, key)
                 if not text.strip():
@@ -109,6 +116,16 @@ class Constraints:
         may_stay = usable.tolist()
         kept = [ids for ids in found if all(may_stay[token] for token in ids)]
         return kept if any(len(ids) > 1 for ids in kept) else []
+
+    def finished(self, text: str) -> bool:
+        """Return whether a prompt's text ends as a whole one does."""
+        return not self.endings or text.endswith(tuple(_listed(self.endings)))
+
+    def ending_tokens(self, vocabulary: Vocabulary) -> Bool[Tensor, " v"]:
+        """Return the tokens that spell an ending and nothing else, not even a blank."""
+        endings = set(_listed(self.endings))
+        found = [text in endings for text in vocabulary.token_texts]
+        return vocabulary.allowed & torch.tensor(found, device=vocabulary.allowed.device)
 
     def _allows(self, text: str) -> bool:
         """Return whether a token's text obeys `ascii` and `words`."""

@@ -39,7 +39,8 @@ class AutoDAN(Method):
     all `search_width` continuations are scored, as many for every row of the beam, one at least:
     the best by rank at `temperature` 0, else drawn from softmax(rank / temperature), cut to its
     likeliest part of mass `top_p`. A row ends where the primary holds the end of text for likelier
-    than any allowed token; the method, where all rows end.
+    than any allowed token, and where the constraints name endings, with one of them: each is tried
+    in every step. The method ends where all rows do.
     """
 
     beam_width: ClassVar[int] = 16
@@ -86,12 +87,21 @@ class AutoDAN(Method):
         ids: list[Ids] = []
         origins: list[int] = []
         for i in finite.nonzero().flatten().tolist():
-            appended = [(*rows[i], token) for token in tokens[i]]
+            # An ending is always tried: how well it fits is said by its loss
+            endings = guide.ending_tokens if rows[i] else []
+            appended = [(*rows[i], token) for token in dict.fromkeys([*endings, *tokens[i]])]
             for offered in (appended, *(pool[i] for pool in pools)):
                 kept = first_valid(offered, guide, width)
                 ids += kept
                 origins += [parents[i]] * len(kept)
-        return Candidates(ids, origins, num_non_finite=len(rows) - int(finite.sum()))
+        dropped, leaves = len(rows) - int(finite.sum()), frozenset(self._leaves(ids, guide))
+        return Candidates(ids, origins, num_non_finite=dropped, leaves=leaves)
+
+    def _leaves(self, rows: Sequence[Ids], guide: Guide) -> list[Ids]:
+        """Return the rows that do not grow on, where some endings finish a prompt."""
+        if not guide.constraints.endings:
+            return []
+        return [row for row, ends in zip(rows, guide.finished(rows), strict=True) if ends]
 
     def _growing(self, beam: Sequence[Ids], guide: Guide) -> tuple[list[int], Float[Tensor, "b v"]]:
         """Return the rows that have room and no end, with the log-probabilities of their next

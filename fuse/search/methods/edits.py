@@ -96,6 +96,10 @@ class Edits(Method):
             drawn = draw.candidate(i)
             if drawn is not None:
                 parent_of.setdefault(drawn, i % len(beam))
+        finished = dict(zip(beam, guide.finished(beam), strict=True))
+        for row, ends in zip(list(parent_of), guide.finished(list(parent_of)), strict=True):
+            if finished[beam[parent_of[row]]] and not ends:
+                del parent_of[row]
         kept = first_valid(parent_of, guide, self.search_width)
         parents = [parent_of[row] for row in kept]
         return Candidates(kept, parents, lists.state, lists.num_non_finite)
