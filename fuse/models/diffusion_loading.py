@@ -79,7 +79,7 @@ def _assembled(diffusers: Any, source: str, dtype: torch.dtype, options: dict[st
         unet=network(diffusers.UNet2DConditionModel, "unet", dtype),
         vae=network(diffusers.AutoencoderKL, "vae", torch.float32),
         tokenizer=load_pretrained(CLIPTokenizer, source, **{**options, "subfolder": "tokenizer"}),
-        scheduler=diffusers.DDPMScheduler.from_config(scheduler),
+        scheduler=diffusers.DDPMScheduler.from_config(scheduler, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -54,7 +54,7 @@ def settle(model: VectorModel, ways: Sequence[FastWay]) -> None:
 
 @torch.inference_mode(False)
 def prove_gradient(model: Model, vector: Vectors) -> None:
-    """Find out whether the vectors that a model makes of texts have the right gradient by embeddings.
+    """Find out whether the vectors of a model's texts have the right gradient by embeddings.
 
     Where prepacked weights stand in its way they are turned off; where it is wrong all the same,
     `model.no_gradient` says why.
@@ -71,11 +71,8 @@ def prove_gradient(model: Model, vector: Vectors) -> None:
 def _fault(model: Model, vector: Vectors) -> str | None:
     """Return what is wrong with a model's gradient; None if nothing is."""
     try:
-        return (
-            None
-            if _reads_embeddings(model, vector)
-            else "it reads more of a token than one embedding"
-        )
+        reads = _reads_embeddings(model, vector)
+        return None if reads else "it reads more of a token than one embedding"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a network without a gradient fails in its own way
