@@ -104,9 +104,8 @@ class Diffusion(Model):
         """
         inputs = self._form.padded(inputs, self.vocabulary.embedding)
         with self.reading(inputs.embeddings):
-            return self.network.text_encoder(**self._form.options(inputs.ids, inputs.mask.long()))[
-                0
-            ]
+            given = self._form.options(inputs.ids, inputs.mask.long())
+            return self.network.text_encoder(**given)[0]
 
     def denoising_errors(self, inputs: Inputs, picture: NoisyPicture) -> Float[Tensor, "b k"]:
         """Return the mean squared error of what the U-Net says, given each text, of each noisy
@@ -115,7 +114,7 @@ class Diffusion(Model):
         For a gradient, each version is read again, so that memory holds but one pass.
         """
         states, found = self.text_states(inputs), []
-        options = {"use_reentrant": False, "preserve_rng_state": False}
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         versions = picture.latents, picture.timesteps, picture.targets
         for version in zip(*versions, strict=True):
             found.append(checkpoint(self._error, states, *version, **options))
