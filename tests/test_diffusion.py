@@ -184,7 +184,7 @@ def test_the_gradient_by_embeddings_equals_finite_differences(
     for _ in range(3):
         way = torch.randn(base.shape, generator=generator).double()
         numeric = float(value(base.detach() + 1e-4 * way) - value(base.detach() - 1e-4 * way))
-        assert float((found * way).sum()) == pytest.approx(numeric / 2e-4, rel=1e-5, abs=1e-9)
+        assert float((found * way).sum()) == pytest.approx(numeric / 2e-4, rel=1e-4, abs=1e-9)
 
 
 def options(folder: Path, cache: Path, *more: str) -> list[str]:

@@ -64,7 +64,9 @@ def _assembled(diffusers: Any, source: str, dtype: torch.dtype, options: dict[st
     from transformers import CLIPTextModel, CLIPTokenizer
 
     def network(kind: Any, folder: str, dtype: torch.dtype) -> Any:
-        own = {**options, "subfolder": folder, "dtype": dtype}
+        # Older versions of diffusers do not know the other name
+        name = "dtype" if kind is CLIPTextModel else "torch_dtype"
+        own = {**options, "subfolder": folder, name: dtype}
         return load_network(kind, source, "cpu", may_lack="", **own)
 
     scheduler = read_object(source, SCHEDULER, **{**options, "subfolder": "scheduler"})
