@@ -30,6 +30,7 @@ _MODULE_OF = {
     "Captioner": "fuse.models",
     "ReadingOptions": "fuse.images",
     "open_image": "fuse.images",
+    "DenoisingError": "fuse.losses",
     "Engine": "fuse.engine",
     "Objective": "fuse.objective",
     "Term": "fuse.term",

@@ -12,7 +12,7 @@ from fuse.errors import FuseError
 
 PROBE_SECONDS = 3
 """How long the hub may take to answer before it counts as out of reach."""
-CONFIGS = ("config.json", "open_clip_config.json", "adapter_config.json")
+CONFIGS = ("config.json", "open_clip_config.json", "adapter_config.json", "model_index.json")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack")
 """How the names of files with weights end, also of those that are not read."""
 
@@ -86,6 +86,14 @@ def is_here(repository: str, *files: str, **options: Any) -> bool:
     folder = next((path.parent for path in found if path is not None), None)
     if folder is None:
         return False
+    if (folder / "model_index.json").is_file():  # a pipeline: each of its networks has a folder
+        parts = [path.parent for path in folder.glob("*/config.json")]
+        return bool(parts) and all(map(_has_weights, parts))
+    return _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder of the local cache holds all weights that it speaks of."""
     names = {path.name for path in folder.iterdir() if path.suffix in WEIGHTS}
     for index in folder.glob("*.safetensors.index.json"):
         try:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fuse.errors import FuseError
-from fuse.models import CausalLM, MaskedLM, Model, VectorModel
+from fuse.models import CausalLM, Diffusion, MaskedLM, Model, VectorModel
+from fuse.models.diffusion import NoisyPicture
 from fuse.nn.batch import Inputs
 
 ModelT = TypeVar("ModelT", bound=Model)
@@ -146,6 +147,24 @@ class CrossEntropy(Loss[CausalLM]):
         log_probs = model.label_log_probs(inputs, read)
         fluency = _mean(log_probs, inputs.free)
         return -_mean(log_probs, inputs.label) - self.perplexity_weight * fluency
+
+
+@dataclass(frozen=True, eq=False)
+class DenoisingError(Loss[Diffusion]):
+    """Measure likeness to a picture: mean over its noisy versions z_t, and over all their numbers,
+    of (eps - eps_theta(z_t, t, text))^2, as a diffusion model is trained (arXiv 2302.03668,
+    2312.12416).
+
+    Where the model says the velocity or the picture itself, that takes the place of the noise eps.
+
+    Args:
+        target: what `Diffusion.noisy_picture` makes of the picture.
+    """
+
+    target: NoisyPicture
+
+    def __call__(self, model: Diffusion, inputs: Inputs) -> Float[Tensor, " b"]:
+        return model.denoising_errors(inputs, self.target).mean(1)
 
 
 class VectorLoss(Loss[VectorModel]):

@@ -94,5 +94,6 @@ MODELS = Registry({
     "classifier": "fuse.models.classifier:Classifier",
     "masked_lm": "fuse.models.masked_lm:MaskedLM",
     "image_text": "fuse.models.image_text:ImageText",
+    "diffusion": "fuse.models.diffusion:Diffusion",
 })  # fmt: skip
 """Kinds of models, by their names in `kind` of an entry in `conf/primary` and `conf/secondary`."""

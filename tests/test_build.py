@@ -108,8 +108,10 @@ def test_an_adapter_that_ranks_by_chance_is_warned_of(
 
 
 def test_a_mixed_type_loads_a_coarse_and_a_precise_model(tmp_path: Path) -> None:
-    cache = f"adapter.cache_dir={tmp_path}"
-    search = build(composed("dtype=mixed_bfloat16", "steps=2", "adapter.max_words=300", cache))
+    cache, small = f"adapter.cache_dir={tmp_path}", "method.search_width=32"
+    search = build(
+        composed("dtype=mixed_bfloat16", "steps=2", small, "adapter.max_words=100", cache)
+    )
     for term in search.objective.terms.values():
         assert term.model.vocabulary.embedding.dtype == torch.bfloat16
         assert term.precise.model.vocabulary.embedding.dtype == torch.float32

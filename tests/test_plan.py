@@ -57,7 +57,6 @@ def test_a_plan_tells_what_is_missing_and_what_is_cached(tmp_path: Path) -> None
 def test_a_dry_run_is_a_table_and_loads_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = f"hydra.run.dir={tmp_path}/run"
     done = command_line.find_prompt("dry_run=true", folder, "secondary=[clip]", "method=gcg")
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import command_line
 import pytest
@@ -74,9 +73,7 @@ def test_a_draft_and_a_captioner_are_asked_for_where_they_are_used(no_network: N
     assert all(model.is_here for model in wanted(compose(both[:1])))
 
 
-def test_the_command_line_ends_with_one_line(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+def test_the_command_line_ends_with_one_line(no_network: None, tmp_path: Path) -> None:
     folder = f"hydra.run.dir={tmp_path}/run"
     done = command_line.find_prompt("primary=gpt2", folder)
     assert done.returncode == 2 and not done.stdout

@@ -250,7 +250,7 @@ def test_a_search_with_it_scores_less_and_finds_nearly_as_good(
 
 
 def test_without_a_draft_a_search_scores_little_and_loses_little(lm: fuse.CausalLM) -> None:
-    method = fuse.GCG(steps=12, search_width=96, moves=("swap", "insert", "delete"))
+    method = fuse.GCG(steps=6, search_width=96, moves=("swap", "insert", "delete"))
 
     def run(probe: fuse.Probe | None) -> fuse.Result:
         loss = fuse.CrossEntropy("under a tree.")

@@ -16,7 +16,7 @@ from typing_extensions import Doc
 from fuse.app.hints import Config, Pictures, Text, Vector, Wanted
 from fuse.app.values import naming
 from fuse.errors import FuseError
-from fuse.options import NotNegative, OneOf, Positive
+from fuse.options import Count, NotNegative, OneOf, Positive, Whole
 from fuse.registry import LM_LOSSES, VECTOR_LOSSES
 
 if TYPE_CHECKING:
@@ -109,6 +109,28 @@ class CaptionGoal:
 
 
 @dataclass(frozen=True)
+class DenoisingGoal:
+    """What is sought with a model that draws."""
+
+    image: Annotated[Pictures, Doc("the picture that is to be drawn of the text")]
+    timesteps: Annotated[
+        Count, Doc("noise levels, in the middles of so many equal parts of the schedule")
+    ]
+    noise_samples: Annotated[Count, Doc("noises of each level")]
+    noise_seed: Annotated[Whole, Doc("the same seed gives the same noise")]
+
+    @staticmethod
+    def sought(config: Config, key: str, load_model: Loader) -> Sought:
+        from fuse.losses import DenoisingError
+
+        image = required_image(config, key)
+        model = load_model()
+        options = config["timesteps"], config["noise_samples"], config["noise_seed"]
+        with naming(key):
+            return model, DenoisingError(model.noisy_picture(image, *options))
+
+
+@dataclass(frozen=True)
 class TextGoal:
     """What is sought with a sentence encoder."""
 
@@ -148,6 +170,7 @@ GOALS: dict[str, type[Goal]] = {
     "fluency": Fluency,
     "image": ImageGoal,
     "caption": CaptionGoal,
+    "denoising": DenoisingGoal,
     "text": TextGoal,
     "class": ClassGoal,
 }

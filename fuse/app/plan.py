@@ -13,6 +13,7 @@ from fuse.app.build import adapter_name
 from fuse.app.hints import Config
 from fuse.app.reach import Wanted, check_revisions, wanted
 from fuse.models.build_limits import StoredSize
+from fuse.models.diffusion_loading import stored_networks
 from fuse.models.gguf_files import SUFFIX, read_header
 from fuse.models.lora import read_adapter
 from fuse.models.model_files import read_object, size_of_files, stored_size
@@ -119,6 +120,8 @@ def _stored(model: Wanted) -> StoredSize | None:
         return None
     if entry.get("kind") == "open_clip" and read_object(source, OPEN_CLIP_CONFIG, **where):
         return weights_of(source)
+    if entry.get("kind") == "diffusion":
+        return stored_networks(source, **where)
     adapter = read_adapter(source, **where)
     if adapter:
         source, where = adapter["base_model_name_or_path"], {"revision": adapter.get("revision")}

@@ -6,6 +6,7 @@ from fuse.models.captioner import Captioner
 from fuse.models.causal_lm import CausalLM
 from fuse.models.classifier import Classifier
 from fuse.models.clip import CLIP
+from fuse.models.diffusion import Diffusion
 from fuse.models.image_text import ImageText
 from fuse.models.masked_lm import MaskedLM
 from fuse.models.open_clip import OpenCLIP
@@ -16,6 +17,7 @@ __all__ = [
     "Captioner",
     "CausalLM",
     "Classifier",
+    "Diffusion",
     "EmbeddingModel",
     "ImageText",
     "MaskedLM",

@@ -51,7 +51,7 @@ class Classifier(VectorModel):
         self.turn_padding(False)
         packed = FastWay("prepacked weights", self.acceleration.turn)
         settle(self, [FastWay("padded rows", self.turn_padding), packed])
-        prove_gradient(self)
+        prove_gradient(self, self.vector)
 
     def turn_padding(self, on: bool) -> None:
         """Read rows of unequal length as a batch, or one by one."""

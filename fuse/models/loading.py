@@ -84,8 +84,8 @@ def load_pretrained(auto_class: Any, model_id: str, **options: Any) -> Any:
     Raises:
         FuseError: there is no such model, or it could not be read.
     """
-    source, where = _source(model_id, options)
-    with loading(model_id), _reaching(source, where):
+    source, where = source_of(model_id, options)
+    with loading(model_id), reaching(source, where):
         adapter = lora.read_adapter(source, **where)
         if adapter and find_file(source, "tokenizer_config.json", **where) is None:
             base = lora.base_of(source, adapter, where)
@@ -134,8 +134,8 @@ def load_network(
         FuseError: it cannot be read, the files lack weights (which transformers would fill with
             random numbers), or its config asks for more than they hold.
     """
-    source, where = _source(model_id, options)
-    with loading(model_id), _reaching(source, where):
+    source, where = source_of(model_id, options)
+    with loading(model_id), reaching(source, where):
         adapter = lora.read_adapter(source, **where)
         if adapter:
             base = lora.base_of(source, adapter, {**options, **where})
@@ -241,7 +241,7 @@ def _reading_gguf(where: dict[str, Any]) -> Any:
     return gguf_files.read_once() if "gguf_file" in where else nullcontext()
 
 
-def _reaching(source: str, where: dict[str, Any]) -> Any:
+def reaching(source: str, where: dict[str, Any]) -> Any:
     """Return the context in which a folder or a hub repository is read."""
     if Path(source).is_dir():
         return nullcontext()
@@ -249,7 +249,7 @@ def _reaching(source: str, where: dict[str, Any]) -> Any:
     return hub.reaching(source, *files, **where)
 
 
-def _source(model_id: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def source_of(model_id: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the folder or the hub id, and the options that say which of its files are meant.
 
     These, and `trust_remote_code`, are taken out of the options.

@@ -29,6 +29,7 @@ EDGES = ("height", "width", "shortest_edge", "image_size")
 IMPLEMENTATIONS = re.compile(r"^_?(attn|experts)_implementation")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy", ".h5", ".msgpack")
 SHARDS = ".index.json"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def find_file(source: str, name: str, **options: Any) -> Path | None:
@@ -135,7 +136,8 @@ def stored_size(source: str, config: Mapping[str, Any], **options: Any) -> Store
     Raises:
         FuseError: the weights are missing, pickled, or lie elsewhere.
     """
-    weights = config.get("transformers_weights") or "model.safetensors"
+    usual = DIFFUSERS_WEIGHTS if "_diffusers_version" in config else "model.safetensors"
+    weights = config.get("transformers_weights") or usual
     if not isinstance(weights, str) or not _is_plain(weights.removesuffix(SHARDS)):
         raise _odd(
             source, "config.json", "transformers_weights", weights, "a safetensors file beside"

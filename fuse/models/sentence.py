@@ -63,7 +63,7 @@ class SentenceEncoder(EmbeddingModel):
         super().__init__(encoder, tokenizer, layer(), _max_length(encoder), head, tail)
         self.vocabulary.instruction = instruction
         self._check_reading()
-        prove_gradient(self)
+        prove_gradient(self, self.vector)
 
     @classmethod
     def load(

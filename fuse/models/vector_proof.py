@@ -4,12 +4,14 @@ time, with neither padding nor mask; and that embeddings can stand in for a text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from fuse.models.base import VectorModel
+from fuse.models.base import Model, VectorModel
 from fuse.models.model_files import first_line
 from fuse.models.proof import FastWay, Proof, agree
 from fuse.nn.batch import Inputs, pad
@@ -23,6 +25,8 @@ NUM_TOKENS = 3
 """How many tokens each of two texts has: an odd number, since some networks pad by themselves."""
 LENGTHS = (2, 5, 3)
 """How many tokens the texts have that are read as a batch."""
+Vectors = Callable[[Inputs], Float[Tensor, "b e"]]
+"""Makes one vector of each row."""
 
 
 @torch.inference_mode(False)
@@ -49,48 +53,49 @@ def settle(model: VectorModel, ways: Sequence[FastWay]) -> None:
 
 
 @torch.inference_mode(False)
-def prove_gradient(model: VectorModel) -> None:
-    """Find out whether a model's vectors have the right gradient by embeddings.
+def prove_gradient(model: Model, vector: Vectors) -> None:
+    """Find out whether the vectors of a model's texts have the right gradient by embeddings.
 
     Where prepacked weights stand in its way they are turned off; where it is wrong all the same,
     `model.no_gradient` says why.
     """
     if model.no_gradient is not None:
         return
-    fault = _fault(model)
+    fault = _fault(model, vector)
     if fault is not None:
         model.acceleration.turn(False)
-        fault = _fault(model)
+        fault = _fault(model, vector)
     model.no_gradient = fault
 
 
-def _fault(model: VectorModel) -> str | None:
+def _fault(model: Model, vector: Vectors) -> str | None:
     """Return what is wrong with a model's gradient; None if nothing is."""
     try:
-        return None if _reads_embeddings(model) else "it reads more of a token than one embedding"
+        reads = _reads_embeddings(model, vector)
+        return None if reads else "it reads more of a token than one embedding"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a network without a gradient fails in its own way
         return f"no gradient goes through it ({type(error).__name__}: {first_line(error)})"
 
 
-def _reads_embeddings(model: VectorModel) -> bool:
+def _reads_embeddings(model: Model, vector: Vectors) -> bool:
     """Whether the embeddings of one text, under the ids of another, give the vector of the first,
     and the gradient reaches them.
     """
     one, other = _texts(model)
     with torch.no_grad():
-        right, wrong = model.vector(one), model.vector(other)
+        right, wrong = vector(one), vector(other)
     if not right.isfinite().all():
         return True  # a search tells of it
     with torch.enable_grad():
         embeddings = model.vocabulary.embedding[one.ids].requires_grad_()
-        found = model.vector(replace(other, embeddings=embeddings))
+        found = vector(replace(other, embeddings=embeddings))
         torch.autograd.grad(found.sum(), embeddings)
     return bool((found - right).norm() <= FARTHEST * (wrong - right).norm())
 
 
-def _texts(model: VectorModel) -> list[Inputs]:
+def _texts(model: Model) -> list[Inputs]:
     """Return two different texts of equal length."""
     vocabulary = model.vocabulary
     tokens = vocabulary.allowed.nonzero()[-2 * NUM_TOKENS :, 0].tolist()
@@ -100,7 +105,7 @@ def _texts(model: VectorModel) -> list[Inputs]:
     return texts
 
 
-def _row(model: VectorModel, tokens: Sequence[int]) -> Encoded:
+def _row(model: Model, tokens: Sequence[int]) -> Encoded:
     """Return a text of these tokens."""
     ids = (*model.vocabulary.head, *tokens, *model.vocabulary.tail)
     return Encoded(ids, (), (0, 0), (0, 0))
