@@ -48,7 +48,7 @@ _MODULE_OF = {
     "Loss": "fuse.losses",
     "Method": "fuse.search.methods.base",
     "Model": "fuse.models",
-    "Strategy": "fuse.search.strategies",
+    "Strategy": "fuse.search.strategies.base",
     "first_valid": "fuse.search.methods.base",
     "random_prompt": "fuse.search.methods.base",
     "VectorLoss": "fuse.losses",

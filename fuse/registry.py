@@ -58,8 +58,9 @@ METHODS = Registry({
 """By their names in `conf/method`."""
 
 STRATEGIES = Registry({
-    "beam": "fuse.search.strategies:Beam",
-    "uniform_cost": "fuse.search.strategies:UniformCost",
+    "beam": "fuse.search.strategies.beam:Beam",
+    "uniform_cost": "fuse.search.strategies.uniform_cost:UniformCost",
+    "anneal": "fuse.search.strategies.anneal:Anneal",
 })  # fmt: skip
 """By their names in `conf/strategy`."""
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import fuse
 from fuse.app.build import build
 from fuse.app.config import compose
+from fuse.registry import STRATEGIES
 
 MODELS: dict[Any, Any] = {}
 """What was loaded, over all examples."""
@@ -81,7 +82,7 @@ def overrides(draw: st.DrawFn) -> list[str]:
         if draw(st.booleans()):
             chosen[name] = draw(values)
     if method not in GREEDY_ONLY:
-        chosen["strategy"] = draw(st.sampled_from(["auto", "greedy", "beam", "uniform_cost"]))
+        chosen["strategy"] = draw(st.sampled_from(["auto", "greedy", *STRATEGIES]))
     steps = draw(st.integers(0, 3))
     return [f"{name}={value}" for name, value in chosen.items() if value is not None] + [
         f"steps={steps}"

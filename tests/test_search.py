@@ -14,7 +14,7 @@ from fuse.guide import Guide
 from fuse.search import checkpoint
 from fuse.search.methods.base import Method
 from fuse.search.state import ScoredLog
-from fuse.search.strategies import Strategy
+from fuse.search.strategies.base import Strategy
 from fuse.types import Candidates, Entry, Evaluation, Ids, Step
 
 START = "There is a big red house"

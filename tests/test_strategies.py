@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fuse
-from fuse.search.strategies import Strategy
+from fuse.search.strategies.base import Strategy
 from fuse.types import Candidates, Entry, Evaluation, Ids
 
 Pair = tuple[float, Ids]
@@ -98,7 +98,7 @@ def test_what_comes_again_is_not_twice_in_the_beam(generator: torch.Generator) -
     assert strategy.select(state, again, generator)[1] == [(1,), (2,), (3,)]
 
 
-@pytest.mark.parametrize("strategy", [fuse.Beam(2), fuse.UniformCost(4)])
+@pytest.mark.parametrize("strategy", [fuse.Beam(2), fuse.UniformCost(4), fuse.Anneal(0.0)])
 def test_a_strategys_state_is_a_value(generator: torch.Generator, strategy: Strategy) -> None:
     """The same state and losses give the same answer again."""
     earlier = evaluated((1.0, (1,)), (2.0, (2,)), (3.0, (3,)))
@@ -270,3 +270,56 @@ def test_uniform_cost_returns_to_shorter_prompts(lm: fuse.CausalLM) -> None:
     assert any(later < earlier for earlier, later in pairwise(lengths))
     reference = Reference(30)
     assert [reference.select(pairs) for pairs in strategy.scored] == strategy.beams
+
+
+# --- simulated annealing ---------------------------------------------------------------------
+
+
+def test_annealing_takes_a_worse_prompt_as_often_as_its_temperature_says(
+    generator: torch.Generator,
+) -> None:
+    """A rise by 1 at temperature 2: exp(-1/2) = 61 of 100 times; a better one always."""
+    strategy = fuse.Anneal(temperature=2.0, cooling=1.0)
+    state, beam = strategy.select(strategy.init(), evaluated((1.0, (1,))), generator)
+    assert beam == [(1,)]
+    worse = evaluated((2.0, (2,)), (5.0, (3,)))
+    taken = sum(strategy.select(state, worse, generator)[1] == [(2,)] for _ in range(1000))
+    assert 550 < taken < 660
+    better = evaluated((0.5, (4,)), (0.7, (5,)))
+    assert all(strategy.select(state, better, generator)[1] == [(4,)] for _ in range(50))
+
+
+def test_annealing_cools_to_greedy_search(generator: torch.Generator) -> None:
+    """Each step cools; cold, it holds the best so far, also where nothing counts."""
+    strategy = fuse.Anneal(temperature=1e9, cooling=0.5)
+    state, _ = strategy.select(strategy.init(), evaluated((1.0, (1,))), generator)
+    for _ in range(5):
+        before = state
+        state, _ = strategy.select(state, evaluated((1.0, (1,))), generator)
+        assert state.temperature == before.temperature / 2
+    assert strategy.select(state, evaluated((100.0, (2,))), generator)[1] == [(2,)]
+    for _ in range(3000):
+        state, _ = strategy.select(state, evaluated((1.0, (1,))), generator)
+    assert state.temperature == 0.0
+    assert strategy.select(state, evaluated((1.01, (2,))), generator)[1] == [(1,)]
+    assert strategy.select(state, evaluated(), generator)[1] == [(1,)]
+
+
+def test_annealing_in_a_search_goes_uphill_while_it_is_hot(lm: fuse.CausalLM) -> None:
+    """Cold, it is greedy search with a buffer of one."""
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()))
+    method = fuse.Random(search_width=6, prompt_length=4)
+
+    def beams(strategy: Strategy) -> list[Ids]:
+        recorder = Recorder(strategy)
+        fuse.search(objective, method, recorder, steps=12)
+        return recorder.expanded
+
+    def rises(rows: list[Ids]) -> int:
+        losses = objective.evaluate(rows).loss.tolist()
+        return sum(later > earlier for earlier, later in pairwise(losses))
+
+    hot, cold = (fuse.Anneal(temperature, 1.0) for temperature in (5.0, 0.0))
+    assert rises(beams(hot)) > 2
+    assert rises(beams(cold)) == 0
+    assert beams(cold) == beams(fuse.Beam(1))

@@ -8,7 +8,8 @@ from fuse.objective import Objective
 from fuse.registry import METHODS
 from fuse.search.methods.base import Method
 from fuse.search.screening import Probe
-from fuse.search.strategies import Beam, Strategy, name_of
+from fuse.search.strategies.base import Strategy
+from fuse.search.strategies.beam import Beam, name_of
 
 
 def check_combination(method: Method, strategy: Strategy) -> None:

@@ -21,7 +21,8 @@ from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
 from fuse.search.screening import Probe
 from fuse.search.state import SearchState
-from fuse.search.strategies import Beam, Strategy
+from fuse.search.strategies.base import Strategy
+from fuse.search.strategies.beam import Beam
 from fuse.types import UNCHANGED, Candidates, Entry, Evaluation, Ids, Result, Step
 
 EXHAUSTED, NO_VALID_CANDIDATE, NOT_FINITE = "exhausted", "no valid candidate", "not finite"
