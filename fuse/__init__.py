@@ -25,6 +25,7 @@ _MODULE_OF = {
     "Candidates": "fuse.types",
     "Entry": "fuse.types",
     "Evaluation": "fuse.types",
+    "FrontPrompt": "fuse.types",
     "Result": "fuse.types",
     "Step": "fuse.types",
     "Captioner": "fuse.models",

@@ -462,7 +462,8 @@ def _evaluation(
     losses = torch.tensor(values).reshape(len(rows), len(objective.terms))
     valid = torch.tensor([row in known or row in scored for row in rows], dtype=torch.bool)
     terms = dict(zip(objective.terms, losses.unbind(1), strict=True))
-    return Evaluation(candidates, objective.total(losses), terms, valid)
+    weights = {name: term.weight for name, term in objective.terms.items()}
+    return Evaluation(candidates, objective.total(losses), terms, valid, weights)
 
 
 def as_candidates(candidates: Candidates | Sequence[Ids]) -> Candidates:

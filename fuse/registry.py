@@ -61,6 +61,7 @@ STRATEGIES = Registry({
     "beam": "fuse.search.strategies.beam:Beam",
     "uniform_cost": "fuse.search.strategies.uniform_cost:UniformCost",
     "anneal": "fuse.search.strategies.anneal:Anneal",
+    "pareto": "fuse.search.strategies.pareto:Pareto",
 })  # fmt: skip
 """By their names in `conf/strategy`."""
 

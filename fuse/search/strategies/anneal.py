@@ -1,4 +1,4 @@
-"""Simulated annealing: hold one prompt, and take a worse one by chance, the more rarely the later."""
+"""Simulated annealing: hold one prompt, and take a worse one by chance, ever more rarely."""
 
 from __future__ import annotations
 

@@ -48,6 +48,10 @@ class Strategy(ABC):
     ) -> tuple[Any, Sequence[Ids]]:
         """Return the next state and the beam. An empty beam ends the search."""
 
+    def front(self, state: Any) -> Sequence[Entry]:
+        """Return the Pareto front up to this state; empty where the strategy keeps none."""
+        return ()
+
 
 def merged(older: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
     """Return all entries, the best first; of a sequence that comes again the older entry stays."""
