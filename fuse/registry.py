@@ -51,6 +51,7 @@ METHODS = Registry({
     "autodan": "fuse.search.methods.autodan:AutoDAN",
     "gcg": "fuse.search.methods.gcg:GCG",
     "random": "fuse.search.methods.random:Random",
+    "gibbs": "fuse.search.methods.gibbs:Gibbs",
     "pez": "fuse.search.methods.pez:PEZ",
     "caption": "fuse.search.methods.caption:Caption",
     "embedding": "fuse.search.methods.embedding:Embedding",

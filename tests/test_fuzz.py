@@ -43,6 +43,11 @@ METHODS = {
         "method.search_ball": st.sampled_from(["L0", "L2"]),
         "method.moves": st.sampled_from(["[swap]", "[insert,delete]"]),
     },
+    "gibbs": {
+        "method.search_width": st.integers(1, 24),
+        "method.temperature": st.sampled_from([0.0, 0.7]),
+        "method.gradient_weight": st.sampled_from([0.0, 2.0]),
+    },
     "pez": {"method.lr": st.sampled_from([0.01, 1.0])},
     "embedding": {
         "method.search_width": st.integers(1, 3),
