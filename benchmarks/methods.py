@@ -16,9 +16,7 @@ from pathlib import Path
 from pictures import cost, draw, search_all, words
 from runs import Models, Row, arguments, mean, show
 
-from fuse.registry import METHODS
-
-STRATEGIES = ("greedy", "beam", "uniform_cost")
+from fuse.registry import METHODS, STRATEGIES
 
 
 def main() -> None:
@@ -27,7 +25,7 @@ def main() -> None:
         pictures={"type": int, "default": 40},
         first={"type": int, "default": 1_000_000, "help": "seed of the first picture"},
         methods={"default": ",".join(METHODS)},
-        strategies={"default": ",".join(STRATEGIES)},
+        strategies={"default": ",".join(["greedy", *STRATEGIES])},
         overrides={"default": "", "help": "further overrides for every run, separated by blanks"},
         verbose={"action": "store_true", "help": "show every prompt"},
     )

@@ -424,7 +424,7 @@ def run_joint(task: dict[str, Any]) -> Row:
     """Steps that look at a picture and keep the text fluent."""
     import fuse
     from fuse.registry import ADAPTERS, METHODS
-    from fuse.search.strategies import Beam
+    from fuse.search.strategies.beam import Beam
 
     gflops = matrix_speed()
     lm, clip = fuse.CausalLM.load(task["model"]), fuse.CLIP.load(task["clip"])

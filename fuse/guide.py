@@ -47,6 +47,7 @@ class Guide:
         self.long_words = objective.long_words
         """The listed words of several tokens."""
         self.embedding_gradient = objective.embedding_gradient
+        self.position_log_probs = objective.position_log_probs
         self.next_token_log_probs = objective.next_token_log_probs
 
     @cached_property

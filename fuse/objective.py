@@ -11,7 +11,7 @@ from torch import Tensor
 from fuse.engine import EngineGroup
 from fuse.errors import FuseError
 from fuse.memo import Memo
-from fuse.models import CausalLM
+from fuse.models import CausalLM, MaskedLM
 from fuse.nn.embedding_table import EmbeddedVocabulary
 from fuse.statistics import standardised
 from fuse.term import Term
@@ -405,6 +405,22 @@ class Objective:
         before = [e.up_to_prompt().ids or self.vocabulary.start for e in encoded]
         return self.primary.engine.next_token_log_probs(before)
 
+    def position_log_probs(
+        self, rows: Sequence[Ids], positions: Sequence[int]
+    ) -> Float[Tensor, "b v"]:
+        """Return the primary's log p(token) at one position of each row: given all other tokens of
+        a masked LM, given those before it of a causal one.
+
+        Raises:
+            FuseError: the primary is neither.
+        """
+        if not isinstance(self.primary.model, MaskedLM):
+            before = [row[:position] for row, position in zip(rows, positions, strict=True)]
+            return self.next_token_log_probs(before)
+        encoded = self.primary.with_surroundings(rows)
+        at = [e.free[0] + position for e, position in zip(encoded, positions, strict=True)]
+        return self.primary.engine.masked_log_probs(encoded, at)
+
 
 class ObjectiveGroup:
     """Objectives whose equal terms share forward passes, for searches side by side."""
@@ -466,7 +482,8 @@ def _evaluation(
     losses = torch.tensor(values).reshape(len(rows), len(objective.terms))
     valid = torch.tensor([row in known or row in scored for row in rows], dtype=torch.bool)
     terms = dict(zip(objective.terms, losses.unbind(1), strict=True))
-    return Evaluation(candidates, objective.total(losses), terms, valid)
+    weights = {name: term.weight for name, term in objective.terms.items()}
+    return Evaluation(candidates, objective.total(losses), terms, valid, weights)
 
 
 def as_candidates(candidates: Candidates | Sequence[Ids]) -> Candidates:

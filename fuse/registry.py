@@ -51,6 +51,7 @@ METHODS = Registry({
     "autodan": "fuse.search.methods.autodan:AutoDAN",
     "gcg": "fuse.search.methods.gcg:GCG",
     "random": "fuse.search.methods.random:Random",
+    "gibbs": "fuse.search.methods.gibbs:Gibbs",
     "pez": "fuse.search.methods.pez:PEZ",
     "caption": "fuse.search.methods.caption:Caption",
     "embedding": "fuse.search.methods.embedding:Embedding",
@@ -58,8 +59,10 @@ METHODS = Registry({
 """By their names in `conf/method`."""
 
 STRATEGIES = Registry({
-    "beam": "fuse.search.strategies:Beam",
-    "uniform_cost": "fuse.search.strategies:UniformCost",
+    "beam": "fuse.search.strategies.beam:Beam",
+    "uniform_cost": "fuse.search.strategies.uniform_cost:UniformCost",
+    "anneal": "fuse.search.strategies.anneal:Anneal",
+    "pareto": "fuse.search.strategies.pareto:Pareto",
 })  # fmt: skip
 """By their names in `conf/strategy`."""
 

@@ -6,7 +6,7 @@ subtokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -63,6 +63,8 @@ class Evaluation:
     """Each term's own loss, without its weight."""
     valid: Bool[Tensor, " n"]
     """Whether the text spells itself, fits every model and obeys the constraints."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """The factor of each term in the sum; 1 where none is given."""
 
     @property
     def num_non_finite(self) -> int:
@@ -134,6 +136,17 @@ class TermResult:
 
 
 @dataclass(frozen=True)
+class FrontPrompt:
+    """One prompt of a Pareto front: no other one is better in a term without being worse in
+    another. The losses are those of the search: each term's without its weight, and their sum.
+    """
+
+    prompt: str
+    loss: float
+    terms: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Result:
     """The best prompt of a search.
 
@@ -158,3 +171,5 @@ class Result:
     """Why the search ended."""
     num_non_finite: int = 0
     """How many candidates were dropped because a loss or a gradient was not finite."""
+    front: tuple[FrontPrompt, ...] = ()
+    """The Pareto front, the lowest sum first; empty of strategies that keep none."""

@@ -11,23 +11,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fuse.registry import METHODS  # noqa: E402
+from fuse.registry import METHODS, STRATEGIES  # noqa: E402
 
-HEAD = "| method | greedy | beam | uniform_cost |\n|---|---|---|---|\n"
+START = "| method | greedy |"
 
 
 def combinations() -> str:
     """Return the table of which methods go with which strategies."""
-    lines = []
+    lines = [f"{START} {' | '.join(STRATEGIES)} |\n", "|---" * (2 + len(STRATEGIES)) + "|\n"]
     for name in METHODS:
         others = "-" if METHODS[name].greedy_only else "yes"
-        lines.append(f"| `{name}` | yes | {others} | {others} |\n")
-    return HEAD + "".join(lines)
+        lines.append(f"| `{name}` | yes |{f' {others} |' * len(STRATEGIES)}\n")
+    return "".join(lines)
 
 
 def updated(text: str) -> str:
     """Return the README with its table as it should be."""
-    start = text.index(HEAD)
+    start = text.index(START)
     end = text.index("\n\n", start) + 1
     return text[:start] + combinations() + text[end:]
 

@@ -30,11 +30,12 @@ KEY = re.compile(r"^( *)(\w+):( [^#\n]*)?(#.*)?$")
 
 def main() -> None:
     """Write every file that differs."""
-    for path, text in files().items():
-        if not path.exists() or path.read_text() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            print(f"{path.relative_to(ROOT)}: written")
+    for _ in range(2):  # the help lists what the first round wrote
+        for path, text in files().items():
+            if not path.exists() or path.read_text() != text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+                print(f"{path.relative_to(ROOT)}: written")
 
 
 def files() -> dict[Path, str]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import fuse
 from fuse.app.build import build
 from fuse.app.config import compose
+from fuse.registry import STRATEGIES
 
 MODELS: dict[Any, Any] = {}
 """What was loaded, over all examples."""
@@ -41,6 +42,11 @@ METHODS = {
         "method.search_width": st.integers(1, 24),
         "method.search_ball": st.sampled_from(["L0", "L2"]),
         "method.moves": st.sampled_from(["[swap]", "[insert,delete]"]),
+    },
+    "gibbs": {
+        "method.search_width": st.integers(1, 24),
+        "method.temperature": st.sampled_from([0.0, 0.7]),
+        "method.gradient_weight": st.sampled_from([0.0, 2.0]),
     },
     "pez": {"method.lr": st.sampled_from([0.01, 1.0])},
     "embedding": {
@@ -81,7 +87,7 @@ def overrides(draw: st.DrawFn) -> list[str]:
         if draw(st.booleans()):
             chosen[name] = draw(values)
     if method not in GREEDY_ONLY:
-        chosen["strategy"] = draw(st.sampled_from(["auto", "greedy", "beam", "uniform_cost"]))
+        chosen["strategy"] = draw(st.sampled_from(["auto", "greedy", *STRATEGIES]))
     steps = draw(st.integers(0, 3))
     return [f"{name}={value}" for name, value in chosen.items() if value is not None] + [
         f"steps={steps}"

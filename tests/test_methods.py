@@ -146,7 +146,7 @@ def certain(positions: Sequence[list[int]]) -> set[int]:
 # --- what all methods share ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gcg", "random", "pez", "embedding"])
+@pytest.mark.parametrize("name", ["gcg", "random", "pez", "embedding", "gibbs"])
 def test_a_method_that_changes_a_prompt_needs_one_to_begin_with(name: str) -> None:
     with pytest.raises(fuse.FuseError, match="prompt_length=0"):
         METHODS[name](prompt_length=0)
@@ -644,7 +644,7 @@ def test_gcg_with_no_finite_gradient_can_only_delete(
     assert (swaps.ids, swaps.num_non_finite) == ([], len(row))
 
 
-@pytest.mark.parametrize("name", ["autodan", "gcg", "pez"])
+@pytest.mark.parametrize("name", ["autodan", "gcg", "pez", "gibbs"])
 def test_a_prompt_that_fills_a_secondarys_context_is_searched_on(joint: Guide, name: str) -> None:
     """Gradients are taken at texts that may be longer than a secondary can read."""
     words = ("a red house in the snow and a cup " * 8).split()

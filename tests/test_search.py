@@ -14,7 +14,7 @@ from fuse.guide import Guide
 from fuse.search import checkpoint
 from fuse.search.methods.base import Method
 from fuse.search.state import ScoredLog
-from fuse.search.strategies import Strategy
+from fuse.search.strategies.base import Strategy
 from fuse.types import Candidates, Entry, Evaluation, Ids, Step
 
 START = "There is a big red house"
@@ -595,7 +595,7 @@ def test_losses_that_are_not_finite_drop_their_candidates(
     assert all(len(step.free_ids) % 2 == 0 for step in result.trace)
 
 
-@pytest.mark.parametrize("name", ["gcg", "random", "autodan", "pez", "embedding"])
+@pytest.mark.parametrize("name", ["gcg", "random", "autodan", "pez", "embedding", "gibbs"])
 def test_a_search_without_any_finite_loss_says_why(lm: fuse.CausalLM, name: str) -> None:
     from fuse.registry import METHODS
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fuse
-from fuse.search.strategies import Strategy
+from fuse.search.strategies.base import Strategy
 from fuse.types import Candidates, Entry, Evaluation, Ids
 
 Pair = tuple[float, Ids]
@@ -98,7 +98,9 @@ def test_what_comes_again_is_not_twice_in_the_beam(generator: torch.Generator) -
     assert strategy.select(state, again, generator)[1] == [(1,), (2,), (3,)]
 
 
-@pytest.mark.parametrize("strategy", [fuse.Beam(2), fuse.UniformCost(4)])
+@pytest.mark.parametrize(
+    "strategy", [fuse.Beam(2), fuse.UniformCost(4), fuse.Anneal(0.0), fuse.Pareto(2)]
+)
 def test_a_strategys_state_is_a_value(generator: torch.Generator, strategy: Strategy) -> None:
     """The same state and losses give the same answer again."""
     earlier = evaluated((1.0, (1,)), (2.0, (2,)), (3.0, (3,)))
@@ -270,3 +272,150 @@ def test_uniform_cost_returns_to_shorter_prompts(lm: fuse.CausalLM) -> None:
     assert any(later < earlier for earlier, later in pairwise(lengths))
     reference = Reference(30)
     assert [reference.select(pairs) for pairs in strategy.scored] == strategy.beams
+
+
+# --- simulated annealing ---------------------------------------------------------------------
+
+
+def test_annealing_takes_a_worse_prompt_as_often_as_its_temperature_says(
+    generator: torch.Generator,
+) -> None:
+    """A rise by 1 at temperature 2: exp(-1/2) = 61 of 100 times; a better one always."""
+    strategy = fuse.Anneal(temperature=2.0, cooling=1.0)
+    state, beam = strategy.select(strategy.init(), evaluated((1.0, (1,))), generator)
+    assert beam == [(1,)]
+    worse = evaluated((2.0, (2,)), (5.0, (3,)))
+    taken = sum(strategy.select(state, worse, generator)[1] == [(2,)] for _ in range(1000))
+    assert 550 < taken < 660
+    better = evaluated((0.5, (4,)), (0.7, (5,)))
+    assert all(strategy.select(state, better, generator)[1] == [(4,)] for _ in range(50))
+
+
+def test_annealing_cools_to_greedy_search(generator: torch.Generator) -> None:
+    """Each step cools; cold, it holds the best so far, also where nothing counts."""
+    strategy = fuse.Anneal(temperature=1e9, cooling=0.5)
+    state, _ = strategy.select(strategy.init(), evaluated((1.0, (1,))), generator)
+    for _ in range(5):
+        before = state
+        state, _ = strategy.select(state, evaluated((1.0, (1,))), generator)
+        assert state.temperature == before.temperature / 2
+    assert strategy.select(state, evaluated((100.0, (2,))), generator)[1] == [(2,)]
+    for _ in range(3000):
+        state, _ = strategy.select(state, evaluated((1.0, (1,))), generator)
+    assert state.temperature == 0.0
+    assert strategy.select(state, evaluated((1.01, (2,))), generator)[1] == [(1,)]
+    assert strategy.select(state, evaluated(), generator)[1] == [(1,)]
+
+
+def test_annealing_in_a_search_goes_uphill_while_it_is_hot(lm: fuse.CausalLM) -> None:
+    """Cold, it is greedy search with a buffer of one."""
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()))
+    method = fuse.Random(search_width=6, prompt_length=4)
+
+    def beams(strategy: Strategy) -> list[Ids]:
+        recorder = Recorder(strategy)
+        fuse.search(objective, method, recorder, steps=12)
+        return recorder.expanded
+
+    def rises(rows: list[Ids]) -> int:
+        losses = objective.evaluate(rows).loss.tolist()
+        return sum(later > earlier for earlier, later in pairwise(losses))
+
+    hot, cold = (fuse.Anneal(temperature, 1.0) for temperature in (5.0, 0.0))
+    assert rises(beams(hot)) > 2
+    assert rises(beams(cold)) == 0
+    assert beams(cold) == beams(fuse.Beam(1))
+
+
+# --- Pareto ----------------------------------------------------------------------------------
+
+
+def weighed(*terms: tuple[float, float], weights: tuple[float, float]) -> Evaluation:
+    """Return an evaluation of sequences (0,), (1,), ... with these losses of two terms."""
+    columns = torch.tensor(terms).T
+    candidates = Candidates([(i,) for i in range(len(terms))])
+    total = torch.tensor(weights) @ columns
+    valid = torch.ones(len(terms), dtype=torch.bool)
+    names = dict(zip(("primary", "other"), columns, strict=True))
+    factors = dict(zip(("primary", "other"), weights, strict=True))
+    return Evaluation(candidates, total, names, valid, factors)
+
+
+def test_each_member_is_the_best_by_its_own_weights(generator: torch.Generator) -> None:
+    """With weights 1 and 10, factors 0.1, 1 and 10: by hand."""
+    strategy = fuse.Pareto(population=3)
+    assert strategy.factors == pytest.approx([0.1, 1.0, 10.0])
+    assert fuse.Pareto(population=1).factors == [1.0]
+    # sums by factor: (0,) 1.9, 10, 91; (1,) 2.3, 5, 32; (2,) 5.1, 6, 15; (3,) 10.9, 19, 100
+    found = weighed((9.0, 0.1), (3.0, 0.2), (1.0, 0.5), (9.0, 1.0), weights=(1.0, 10.0))
+    state, beam = strategy.select(strategy.init(1), found, generator)
+    assert beam == [(0,), (1,), (2,)]
+    assert [entry.ids for entry in strategy.front(state)] == [(1,), (2,), (0,)]
+    # A negative weight turns what is better round
+    found = weighed((1.0, 1.0), (1.0, 2.0), weights=(1.0, -1.0))
+    state, beam = strategy.select(strategy.init(), found, generator)
+    assert beam == [entry.ids for entry in state.front] == [(1,)]
+
+
+def test_members_compete_again_where_the_method_has_a_buffer(generator: torch.Generator) -> None:
+    strategy = fuse.Pareto(population=2)
+    first = weighed((1.0, 9.0), (9.0, 1.0), weights=(1.0, 1.0))
+    later = evaluated((30.0, (7,)))
+    for size, expected in ((0, [(7,)]), (1, [(1,), (0,)])):
+        state, _ = strategy.select(strategy.init(size), first, generator)
+        state, beam = strategy.select(state, later, generator)
+        assert beam == expected
+        assert {entry.ids for entry in state.front} == {(0,), (1,)}
+
+
+@pytest.mark.parametrize("most", [3, 1000])
+def test_the_front_is_what_no_other_prompt_beats(generator: torch.Generator, most: int) -> None:
+    """Over steps, as a plain comparison of all pairs has it; the best by the sum stays."""
+    strategy = fuse.Pareto(population=2, front_max_size=most)
+    state, seen = strategy.init(1), []
+    for number in range(6):
+        losses = torch.rand(2, 20, generator=generator)
+        rows = [(number, i) for i in range(20)]
+        valid = torch.ones(20, dtype=torch.bool)
+        terms = {"primary": losses[0], "other": losses[1]}
+        found = Evaluation(Candidates(rows), losses.sum(0), terms, valid)
+        seen += found.entries()
+        state, _ = strategy.select(state, found, generator)
+    expected = []
+    for one in seen:
+        beaten = [o for o in seen if all(map(float.__le__, o.terms, one.terms)) and o is not one]
+        expected += [] if beaten else [one]
+    assert len(expected) > 3
+    assert state.front[0] == min(seen)
+    assert set(state.front) <= set(expected)
+    assert len(state.front) == min(most, len(expected))
+
+
+def test_a_search_returns_its_front(lm: fuse.CausalLM, mood: fuse.Classifier) -> None:
+    """It holds the best prompt and others: more fluent ones, and ones of a better mood."""
+    adapter = fuse.LexicalAdapter.fit(lm.vocabulary, mood)
+    secondary = fuse.Term(mood, fuse.ClassNLL(1), weight=2.0, adapter=adapter)
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), {"mood": secondary})
+    method = fuse.GCG(search_width=24, prompt_length=5)
+    result = fuse.search(objective, method, fuse.Pareto(4), steps=10)
+    assert result.front[0].prompt == result.prompt
+    assert len(result.front) > 2
+    pairs = [tuple(one.terms.values()) for one in result.front]
+    for i, own in enumerate(pairs):
+        for j, other in enumerate(pairs):
+            assert i == j or any(map(float.__lt__, own, other))
+    sums = [fluency + 2 * mood_loss for fluency, mood_loss in pairs]
+    assert [one.loss for one in result.front] == pytest.approx(sums)
+    assert result.front == tuple(sorted(result.front, key=lambda one: one.loss))
+    assert fuse.search(objective, method, fuse.Beam(1), steps=1).front == ()
+
+
+def test_the_front_outlives_a_refinement(lm: fuse.CausalLM) -> None:
+    """The strategy of the second method keeps none."""
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()))
+    method = fuse.Random(search_width=4, prompt_length=3, steps=2)
+    refine = fuse.Random(search_width=4)
+    result = fuse.search(objective, method, fuse.Pareto(2), refine=refine, steps=4)
+    assert result.steps == 4
+    assert len(result.front) == 1
+    assert result.front[0].loss >= result.loss

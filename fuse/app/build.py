@@ -27,7 +27,8 @@ from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
 from fuse.search.screening import Probe
 from fuse.search.search import Search
-from fuse.search.strategies import Beam, Strategy
+from fuse.search.strategies.base import Strategy
+from fuse.search.strategies.beam import Beam
 from fuse.term import Term
 from fuse.text.constraints import Constraints
 

@@ -17,7 +17,7 @@ from fuse.search import checkpoint
 from fuse.search.loop import Lane, SideBySide
 from fuse.search.search import Search
 from fuse.search.state import SearchState
-from fuse.search.strategies import name_of
+from fuse.search.strategies.beam import name_of
 from fuse.types import Result
 
 log = logging.getLogger(__name__)

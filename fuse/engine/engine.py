@@ -16,7 +16,7 @@ from fuse.engine.runner import Batch, ModelRunner, is_out_of_memory
 from fuse.errors import FuseError
 from fuse.losses import Loss, VectorLoss
 from fuse.memo import Memo
-from fuse.models import CausalLM, Model, VectorModel
+from fuse.models import CausalLM, MaskedLM, Model, VectorModel
 from fuse.models.model_files import first_line
 from fuse.nn.batch import Inputs
 from fuse.text.template import Encoded
@@ -264,6 +264,24 @@ class Engine:
         assert prefixes.logits is not None
         log_probs = prefixes.logits.all_log_probs(torch.tensor(index, device=self.model.device))
         return log_probs[:, : len(self.model.vocabulary)].float()
+
+    @torch.no_grad()
+    def masked_log_probs(
+        self, rows: Sequence[Encoded], positions: Sequence[int]
+    ) -> Float[Tensor, "b v"]:
+        """Return a masked LM's log p(token | all others) at one position of each row."""
+        model, size = self.model, len(self.model.vocabulary)
+        assert isinstance(model, MaskedLM)
+
+        def log_probs(inputs: Inputs, batch: Batch) -> tuple[Tensor, ...]:
+            at = torch.tensor([positions[i] for i in batch], device=model.device)
+            found = torch.zeros(len(batch), size, device=model.device)
+            for position in at.unique().tolist():
+                chosen = (at == position).nonzero().flatten()
+                found[chosen] = model.position_log_probs(inputs, chosen, position)[:, :size].float()
+            return (found,)
+
+        return self.runner.run(rows, log_probs)[0]
 
 
 def _gradients(

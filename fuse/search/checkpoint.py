@@ -24,7 +24,7 @@ from fuse.search.checkpoint_checks import check_fields, check_state
 from fuse.search.search import Search
 from fuse.search.state import ScoredLog, SearchState
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever a state of an older version can no longer be read."""
 MAX_BYTES = 2**32
 """A larger file was written by no search."""

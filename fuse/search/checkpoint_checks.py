@@ -41,7 +41,8 @@ def check_state(state: Any, search: Search) -> None:
             raise ValueError(f"its {name} is {getattr(state, name)}")
     torch.Generator().set_state(state.rng.cpu())
     size = len(search.objective.vocabulary)
-    rows = [*state.beam, *state.found, *([state.best.ids] if state.best else [])]
+    rows = [*state.beam, *state.found, *(entry.ids for entry in state.front)]
+    rows += [state.best.ids] if state.best else []
     for row in rows:
         if not all(0 <= token < size for token in row):
             raise ValueError("it holds tokens that the primary does not know")

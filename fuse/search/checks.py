@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fuse.errors import FuseError
-from fuse.models import CausalLM
+from fuse.models import CausalLM, MaskedLM
 from fuse.objective import Objective
 from fuse.registry import METHODS
 from fuse.search.methods.base import Method
 from fuse.search.screening import Probe
-from fuse.search.strategies import Beam, Strategy, name_of
+from fuse.search.strategies.base import Strategy
+from fuse.search.strategies.beam import Beam, name_of
 
 
 def check_combination(method: Method, strategy: Strategy) -> None:
@@ -39,6 +40,11 @@ def check_objective(
         raise FuseError(
             f"method={name}: it reads next-token probabilities, and primary is a {kind}; "
             "use a causal LM"
+        )
+    if method.reads_conditionals and not isinstance(model, CausalLM | MaskedLM):
+        raise FuseError(
+            f"method={name}: it reads how likely tokens are, and primary is a {kind}; "
+            "use a causal or a masked LM"
         )
     if stop_at_label and not objective.elicits:
         raise FuseError(

@@ -121,6 +121,10 @@ def _check_result(objective: Objective, result: Result) -> None:
     _require(total == result.loss, "the loss is not the sum of its terms")
     decoded = objective.vocabulary.decode([result.free_ids])
     _require(decoded == [result.prompt], "the ids do not spell the prompt")
+    for one in result.front:
+        loss, _ = objective.evaluate_text(one.prompt)
+        right = math.isclose(loss, one.loss, abs_tol=TOLERANCE, rel_tol=TOLERANCE)
+        _require(right, f"{one.loss} is not the loss of {one.prompt!r} in the front, {loss}")
     best = min([step.loss for step in result.trace] + [result.initial_loss])
     _require(result.loss <= best + TOLERANCE * max(1.0, abs(best)), "the result is not the best")
 

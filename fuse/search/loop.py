@@ -15,7 +15,7 @@ from fuse.search.methods.base import Method
 from fuse.search.screening import Probe
 from fuse.search.search import Search
 from fuse.search.state import SearchState
-from fuse.search.strategies import Strategy
+from fuse.search.strategies.base import Strategy
 from fuse.types import Candidates, Evaluation, Result, Step
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,18 @@ from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
 from fuse.search.screening import Probe
 from fuse.search.state import SearchState
-from fuse.search.strategies import Beam, Strategy
-from fuse.types import UNCHANGED, Candidates, Entry, Evaluation, Ids, Result, Step
+from fuse.search.strategies.base import Strategy
+from fuse.search.strategies.beam import Beam
+from fuse.types import (
+    UNCHANGED,
+    Candidates,
+    Entry,
+    Evaluation,
+    FrontPrompt,
+    Ids,
+    Result,
+    Step,
+)
 
 EXHAUSTED, NO_VALID_CANDIDATE, NOT_FINITE = "exhausted", "no valid candidate", "not finite"
 """Why a step has no candidate that counts: nothing was proposed; all were refused; no loss or
@@ -249,6 +259,7 @@ class Search:
             trace=tuple(trace),
             ended=state.ended,
             num_non_finite=state.num_non_finite,
+            front=self._front_prompts(state),
         )
 
     def reopened(self, state: SearchState) -> SearchState:
@@ -352,7 +363,7 @@ class Search:
 
     def _next_stage(self, state: SearchState, reason: str) -> SearchState:
         """Return the state at the beginning of the next method, or the end of the search."""
-        state = replace(state, found=self._found(state))
+        state = replace(state, found=self._found(state), front=self._front(state))
         if state.stage + 1 == len(self.stages):
             return replace(state, ended=reason)
         start = state.best.ids if state.best else state.beam[0] if state.beam else ()
@@ -443,6 +454,19 @@ class Search:
         """Return what all methods have collected so far, each once."""
         own = self.stages[state.stage].method.found(state.method)
         return tuple(dict.fromkeys([*state.found, *own]))
+
+    def _front(self, state: SearchState) -> tuple[Entry, ...]:
+        """Return the Pareto front of the latest strategy that keeps one."""
+        return tuple(self.stages[state.stage].strategy.front(state.strategy)) or state.front
+
+    def _front_prompts(self, state: SearchState) -> tuple[FrontPrompt, ...]:
+        """Return the Pareto front as text."""
+        front, found = self._front(state), []
+        prompts = self.objective.vocabulary.decode([entry.ids for entry in front])
+        for entry, prompt in zip(front, prompts, strict=True):
+            terms = dict(zip(self.objective.terms, entry.terms, strict=True))
+            found.append(FrontPrompt(prompt, entry.loss, terms))
+        return tuple(found)
 
     def _why_nothing(self, state: SearchState) -> str:
         """Say why a search has found nothing, and what to do."""

@@ -121,6 +121,8 @@ class SearchState:
     seconds: float = 0.0
     found: tuple[Ids, ...] = ()
     """What methods collected whose stages are over."""
+    front: tuple[Entry, ...] = ()
+    """The Pareto front of the latest strategy that kept one and whose stage is over."""
     scored: ScoredLog = field(default_factory=ScoredLog, repr=False)
     trouble: str = ""
     """Why no candidate of the latest step counted; empty where some did."""

@@ -24,6 +24,7 @@ from fuse.search.methods.base import (
     Points,
     first_valid,
 )
+from fuse.search.methods.drawing import by_rank, draw
 from fuse.statistics import standardised
 from fuse.types import Candidates, Ids
 
@@ -81,9 +82,10 @@ class AutoDAN(Method):
         ranking = self._rank(rows, log_probs, gradient.nan_to_num(), guide)
         pools = guide.proposals(filled, positions, self.search_width, self.linearise)
         for pool in guide.word_proposals(filled, positions):
-            pools.append([_by_rank(*one) for one in zip(pool, positions, ranking, strict=True)])
+            pools.append([by_rank(*one) for one in zip(pool, positions, ranking, strict=True)])
         width = max(1, self.search_width // (len(parents) * (1 + len(pools))))
-        tokens = self._draw(ranking, min(4 * width, int(guide.allowed.sum())), rng)
+        count = min(4 * width, int(guide.allowed.sum()))
+        tokens = draw(ranking, count, rng, self.temperature, self.top_p)
         ids: list[Ids] = []
         origins: list[int] = []
         for i in finite.nonzero().flatten().tolist():
@@ -132,30 +134,3 @@ class AutoDAN(Method):
             counts = [torch.tensor(row, dtype=torch.long).bincount(minlength=size) for row in rows]
             ranking = ranking - self.frequency_penalty * torch.stack(counts).to(ranking)
         return ranking.masked_fill(~guide.allowed, -torch.inf)
-
-    def _draw(
-        self, ranking: Float[Tensor, "b v"], count: int, rng: torch.Generator
-    ) -> list[list[int]]:
-        """Return for each row up to `count` different tokens, in the order in which they are to be
-        taken.
-        """
-        if not self.temperature:
-            return ranking.topk(count).indices.tolist()
-        log_shares = (ranking.cpu().double() / self.temperature).log_softmax(-1)
-        ordered, order = log_shares.sort(-1, descending=True)
-        mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-        ordered = ordered.masked_fill(mass_before >= self.top_p, -torch.inf)
-        # The largest of log p + Gumbel noise are a draw without replacement
-        noise = -torch.empty_like(ordered).exponential_(generator=rng).log()
-        drawn = (ordered + noise).topk(count)
-        found = []
-        for i in range(len(ranking)):
-            kept = drawn.indices[i][drawn.values[i] > -torch.inf]
-            found.append(order[i, kept].tolist())
-        return found
-
-
-def _by_rank(rows: Sequence[Ids], position: int, ranking: Float[Tensor, " v"]) -> list[Ids]:
-    """Return rows in the order of the ranks of their tokens at a position, the best first."""
-    ranks, longer = ranking.tolist(), [row for row in rows if len(row) > position]
-    return sorted(longer, key=lambda row: -ranks[row[position]])

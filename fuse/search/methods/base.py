@@ -72,6 +72,13 @@ class Method(ABC):
         """Whether the method asks for next-token predictions: the primary has to be a causal LM."""
         return False
 
+    @property
+    def reads_conditionals(self) -> bool:
+        """Whether the method asks how likely tokens are at a position, given the others: the
+        primary has to be a causal or a masked LM.
+        """
+        return False
+
     def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[Any, list[Ids]]:
         """Return the state and the beam before the first step.
 

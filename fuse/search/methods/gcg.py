@@ -33,10 +33,10 @@ class GCG(Edits):
 
     `linearise` names what the models read at the site while the gradient is taken, as
     `Objective.token_gradient` has it. With a `logit_weight` w the shortlist is that of -z(gradient)
-    + w x log p(token | what stands before the site), as in
-    AutoDAN: standardised over the allowed tokens (z), and p the primary's prediction. `momentum` m
-    (arXiv 2405.01229) ranks by m x the gradients of earlier steps at this position + (1 - m) x this
-    step's.
+    + w x log p(token | what stands before the site), as in AutoDAN: standardised over the allowed
+    tokens (z), and p the primary's prediction, of a masked LM that from all other tokens.
+    `momentum` m (arXiv 2405.01229) ranks by m x the gradients of earlier steps at this position +
+    (1 - m) x this step's.
     """
 
     top_k: Annotated[Count, TOP_K] = 64
@@ -50,7 +50,7 @@ class GCG(Edits):
     ] = 0.0
 
     @property
-    def reads_predictions(self) -> bool:
+    def reads_conditionals(self) -> bool:
         return self.logit_weight > 0
 
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
@@ -68,8 +68,7 @@ class GCG(Edits):
             state, gradient = self._with_momentum(state or {}, sites, gradient)
         ranking = -gradient
         if self.logit_weight:
-            before = [site.row[: site.position] for site in sites]
-            log_probs = guide.next_token_log_probs(before)
+            log_probs = guide.position_log_probs(rows, positions)
             ranking = self.logit_weight * log_probs - standardised(gradient, guide.allowed)
         ranking = ranking.masked_fill(~guide.allowed, -torch.inf)
         tokens = ranking.topk(min(self.top_k, int(guide.allowed.sum()))).indices

@@ -1,0 +1,143 @@
+"""Methods that draw tokens from a distribution: Gibbs sampling."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from test_models_kinds import masked_lm
+
+import fuse
+from fuse.guide import Guide
+from fuse.types import Ids
+
+TEXT = "A red house stands by the sea"
+
+
+@pytest.fixture
+def guide(lm: fuse.CausalLM) -> Guide:
+    """Of a language model alone; every row counts as valid."""
+    guide = Guide(fuse.Objective(fuse.Term(lm, fuse.NLL())))
+    guide.valid = lambda rows: [True] * len(rows)  # type: ignore[method-assign]
+    return guide
+
+
+def ids(guide: Guide, text: str) -> Ids:
+    return guide.vocabulary.encode([text])[0][0]
+
+
+def change(new: Ids, row: Ids) -> tuple[int, int]:
+    """Return where two rows of one length differ, and the new token there."""
+    assert len(new) == len(row)
+    ((at, token),) = [(i, a) for i, (a, b) in enumerate(zip(new, row, strict=True)) if a != b]
+    return at, token
+
+
+def least_loss(objective: fuse.Objective, method: fuse.Method, seed: int = 0) -> fuse.Result:
+    """Return what a method finds with 400 candidates."""
+    rng = torch.Generator().manual_seed(seed)
+    return fuse.search(objective, method, steps=40, max_evaluations=400, generator=rng)
+
+
+# --- Gibbs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient_weight", [0.0, 2.0])
+def test_gibbs_proposes_the_likeliest_tokens_of_one_position(
+    guide: Guide, generator: torch.Generator, gradient_weight: float
+) -> None:
+    """In each row at a position of its own, in the order of the ranks; by the formula."""
+    beam = [ids(guide, TEXT), ids(guide, "There is a small blue cup")]
+    method = fuse.Gibbs(search_width=12, temperature=0.0, gradient_weight=gradient_weight)
+    found = method.propose(None, beam, guide, generator)
+    assert found is not None
+    assert Counter(found.parents) == {0: 6, 1: 6}
+    for parent, row in enumerate(beam):
+        own = [new for new, p in zip(found.ids, found.parents, strict=True) if p == parent]
+        changes = [change(new, row) for new in own]
+        ((at),) = {position for position, _ in changes}
+        ranking = guide.next_token_log_probs([row[:at]])[0]
+        if gradient_weight:
+            gradient = guide.token_gradient([row], [at])[0]
+            kept = gradient[guide.allowed]
+            ranking = ranking - gradient_weight * (gradient - kept.mean()) / kept.std()
+        ranking[~guide.allowed] = ranking[row[at]] = -torch.inf
+        assert [token for _, token in changes] == ranking.topk(6).indices.tolist()
+
+
+def test_gibbs_draws_tokens_as_likely_as_the_primary_has_them(guide: Guide) -> None:
+    row = ids(guide, "A")
+    token = int(guide.allowed.nonzero()[40])
+    log_probs = torch.full((len(guide.vocabulary),), -1e4)
+    log_probs[[token, token + 1]] = torch.tensor([math.log(0.8), math.log(0.2)])
+    guide.position_log_probs = lambda rows, _: log_probs.expand(len(rows), -1)  # type: ignore[method-assign]
+    generator, first = torch.Generator().manual_seed(0), Counter[int]()
+    for _ in range(300):
+        found = fuse.Gibbs(search_width=1).propose(None, [row], guide, generator)
+        first[found.ids[0][0]] += 1  # type: ignore[union-attr]
+    assert set(first) == {token, token + 1}
+    assert 215 < first[token] < 265
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gibbs_leaves_out_rows_whose_gradient_is_not_finite(
+    guide: Guide, generator: torch.Generator, value: float
+) -> None:
+    beam = [ids(guide, TEXT), ids(guide, "A cup")]
+    gradient = torch.zeros(2, len(guide.vocabulary))
+    gradient[0, 700] = value
+    guide.token_gradient = lambda *_: gradient  # type: ignore[method-assign]
+    found = fuse.Gibbs(gradient_weight=1.0).propose(None, beam, guide, generator)
+    assert found is not None
+    assert set(found.parents) == {1}
+    assert found.num_non_finite == 1
+
+
+def test_gibbs_beats_random_edits(lm: fuse.CausalLM) -> None:
+    """With as many candidates, at a fluent prompt."""
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()))
+    edits = fuse.Random(search_width=16, moves=("swap",))
+    found, other = (least_loss(objective, one) for one in (fuse.Gibbs(search_width=16), edits))
+    assert found.initial_loss == other.initial_loss
+    assert found.loss < 0.7 * other.loss
+
+
+def test_a_masked_lm_proposes_from_all_other_tokens(
+    tmp_path: Path, generator: torch.Generator
+) -> None:
+    """The position itself reads the mask; methods that append need a causal LM."""
+    model = masked_lm(tmp_path / "bert")
+    objective = fuse.Objective(fuse.Term(model, fuse.NLL()))
+    guide, row = Guide(objective), objective.spell("a red house in the snow")
+    rows, positions = [row, row, row[:2]], [1, 4, 0]
+    found = guide.position_log_probs(rows, positions)
+    tokenizer = model.vocabulary.tokenizer
+    for got, own, position in zip(found, rows, positions, strict=True):
+        masked = [*own[:position], tokenizer.mask_token_id, *own[position + 1 :]]
+        text = torch.tensor([[tokenizer.cls_token_id, *masked, tokenizer.sep_token_id]])
+        logits = model.network(input_ids=text).logits[0, position + 1]
+        expected = logits.log_softmax(-1)[: len(model.vocabulary)]
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    method = fuse.Gibbs(search_width=4, temperature=0.0)
+    candidates = method.propose(None, [row], guide, generator)
+    assert candidates is not None
+    at = change(candidates.ids[0], row)[0]
+    ranking = guide.position_log_probs([row], [at])[0].masked_fill(~guide.allowed, -torch.inf)
+    ranking[row[at]] = -torch.inf
+    assert [new[at] for new in candidates.ids] == ranking.topk(4).indices.tolist()
+    for method_of_both in (method, fuse.GCG(search_width=8, logit_weight=1.0)):
+        result = fuse.search(objective, method_of_both, steps=5, init="a red house in the snow")
+        assert result.loss < result.initial_loss
+    with pytest.raises(fuse.FuseError, match="method=autodan: it reads next-token"):
+        fuse.search(objective, fuse.AutoDAN(), steps=1)
+
+
+def test_gibbs_with_a_model_that_predicts_nothing_is_refused(
+    clip: fuse.CLIP, house: torch.Tensor
+) -> None:
+    objective = fuse.Objective(fuse.Term(clip, fuse.CosineDistance(house)))
+    with pytest.raises(fuse.FuseError, match="method=gibbs: it reads how likely tokens are"):
+        fuse.search(objective, fuse.Gibbs(), steps=1)
