@@ -173,6 +173,8 @@ class Search:
         if candidates is None:
             candidates = Candidates(over=True)
         candidates = replace(candidates, ids=[tuple(row) for row in candidates.ids])
+        if candidates.parents and not stage.method.greedy_only:
+            candidates = self._still_whole(state.beam, candidates)
         if self.probe is not None and not candidates.over:
             width = stage.strategy.width
             candidates = self.probe.choose(
@@ -184,6 +186,12 @@ class Search:
                 state.scored.known(candidates.ids),
             )
         return replace(candidates, rng=rng.get_state(), began=began)
+
+    def _still_whole(self, beam: Sequence[Ids], candidates: Candidates) -> Candidates:
+        """Return the candidates without unfinished ones that come from a finished row."""
+        was, ends = self.objective.finished(beam), self.objective.finished(candidates.ids)
+        origin = candidates.parents
+        return candidates.kept([i for i, own in enumerate(ends) if own or not was[origin[i]]])
 
     def evaluate(self, state: SearchState, candidates: Candidates) -> Evaluation:
         """Return the losses of candidates; those that this search has scored lately are not scored

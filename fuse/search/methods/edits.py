@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from typing_extensions import Doc
 from fuse.guide import Guide
 from fuse.options import Count, CountOrNone, OnceEach, Whole, check_options
 from fuse.search.methods.base import PROMPT_LENGTH, SEARCH_WIDTH, Method, first_valid
-from fuse.types import UNCHANGED, Candidates, Ids
+from fuse.types import UNCHANGED, Candidates, Evaluation, Ids
 
 Move = Literal["swap", "insert", "delete"]
 MOVES: tuple[Move, ...] = ("swap", "insert", "delete")
@@ -57,17 +57,35 @@ class Shortlists:
 
 
 @dataclass(frozen=True)
+class EditState:
+    """What a method of edits knows between two steps."""
+
+    own: Any = None
+    """What the shortlists depend on."""
+    beam: tuple[Ids, ...] = ()
+    """The rows that were edited last."""
+    joined: tuple[Ids, ...] = ()
+    """Rows with several of the last step's best swaps, which this step tries."""
+
+
+@dataclass(frozen=True)
 class Edits(Method):
     """Swaps `n_replace` tokens at once, inserts one, or deletes one, as `moves` allows.
 
     A candidate takes a row of the beam in turn; the move, the positions and the tokens, from the
     shortlist of each site, are drawn uniformly. A subclass makes the shortlists. Where there are
     pools, swaps and insertions are taken from the shortlists and from each pool in turn.
+
+    With `merge` m the best m single swaps of the last step are joined, the best two, three, and so
+    on, those at other positions than better ones alone (I-GCG, arXiv 2405.21018, section 3.3).
     """
 
     search_width: Annotated[Count, SEARCH_WIDTH] = 128
     n_replace: Annotated[Count, Doc("tokens swapped at once")] = 1
     moves: Annotated[Sequence[Move], OnceEach, Doc("[swap] keeps the length")] = MOVES
+    merge: Annotated[
+        CountOrNone, Doc("how many of the last step's best swaps are joined (arXiv 2405.21018)")
+    ] = 0
     prompt_length: Annotated[Count, PROMPT_LENGTH] = 8
     buffer_size: Annotated[CountOrNone, Doc("best earlier prompts that compete again")] = 1
     steps: Annotated[Whole, Doc("at most")] = 100
@@ -79,8 +97,11 @@ class Edits(Method):
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
         """Return the tokens that may be put at each site."""
 
+    def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[Any, list[Ids]]:
+        return EditState(), super().init(guide, start, rng)[1]
+
     def propose(
-        self, state: Any, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
+        self, state: EditState, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
     ) -> Candidates | None:
         if not beam:
             return None
@@ -89,20 +110,32 @@ class Edits(Method):
             sites += self._sites(parent, row, guide, rng)
         lists = Shortlists([], torch.zeros(0, 1, dtype=torch.long))
         if sites:
-            lists = self.shortlist(state, sites, guide)
+            lists = self.shortlist(state.own, sites, guide)
         draw = _Draw(self, beam, lists, rng)
-        parent_of: dict[Ids, int] = {}
+        parent_of = dict.fromkeys(state.joined, 0)
         for i in range(2 * self.search_width):
             drawn = draw.candidate(i)
             if drawn is not None:
                 parent_of.setdefault(drawn, i % len(beam))
-        finished = dict(zip(beam, guide.finished(beam), strict=True))
-        for row, ends in zip(list(parent_of), guide.finished(list(parent_of)), strict=True):
-            if finished[beam[parent_of[row]]] and not ends:
-                del parent_of[row]
         kept = first_valid(parent_of, guide, self.search_width)
         parents = [parent_of[row] for row in kept]
-        return Candidates(kept, parents, lists.state, lists.num_non_finite)
+        own = state.own if lists.state is UNCHANGED else lists.state
+        return Candidates(kept, parents, EditState(own, tuple(beam)), lists.num_non_finite)
+
+    def observe(self, state: EditState, evaluated: Evaluation) -> EditState:
+        if not self.merge:
+            return state
+        parent_of = dict(zip(evaluated.candidates.ids, evaluated.candidates.parents, strict=True))
+        ranked = sorted(evaluated.entries())
+        if not ranked:
+            return state
+        origin = parent_of[ranked[0].ids]
+        swaps = []
+        for entry in ranked:
+            changed = _changed(state.beam[origin], entry.ids)
+            if parent_of[entry.ids] == origin and len(changed) == 1:
+                swaps += changed
+        return replace(state, joined=_joined(state.beam[origin], swaps[: self.merge]))
 
     def _sites(self, parent: int, row: Ids, guide: Guide, rng: torch.Generator) -> list[Site]:
         """Return where a row takes a token."""
@@ -118,6 +151,27 @@ class Edits(Method):
             longer = (*row[:position], guide.filler, *row[position:])
             sites.append(Site(parent, "insert", position, longer))
         return sites
+
+
+def _changed(row: Ids, edited: Ids) -> list[tuple[int, int]]:
+    """Return the positions of the swapped tokens, and the new tokens; none of other edits."""
+    if len(row) != len(edited):
+        return []
+    pairs = enumerate(zip(row, edited, strict=True))
+    return [(position, new) for position, (old, new) in pairs if old != new]
+
+
+def _joined(row: Ids, swaps: Sequence[tuple[int, int]]) -> tuple[Ids, ...]:
+    """Return the row with the first two swaps, the first three, and so on; of those at one
+    position the first counts.
+    """
+    tokens: dict[int, int] = {}
+    found = []
+    for position, token in swaps:
+        if position not in tokens:
+            tokens[position] = token
+            found.append(tuple(tokens.get(i, old) for i, old in enumerate(row)))
+    return tuple(found[1:])
 
 
 class _Draw:
