@@ -1,4 +1,4 @@
-"""Methods that draw tokens from a distribution: Gibbs sampling."""
+"""Methods that hold a distribution over tokens: Gibbs sampling, relaxed one-hots."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from test_models_kinds import masked_lm
 
 import fuse
 from fuse.guide import Guide
+from fuse.search.methods.relaxed import State
 from fuse.types import Ids
 
 TEXT = "A red house stands by the sea"
@@ -141,3 +142,55 @@ def test_gibbs_with_a_model_that_predicts_nothing_is_refused(
     objective = fuse.Objective(fuse.Term(clip, fuse.CosineDistance(house)))
     with pytest.raises(fuse.FuseError, match="method=gibbs: it reads how likely tokens are"):
         fuse.search(objective, fuse.Gibbs(), steps=1)
+
+
+# --- relaxed one-hots ------------------------------------------------------------------------
+
+
+def test_relaxed_moves_logits_against_the_gradient_of_the_mixture(
+    guide: Guide, generator: torch.Generator
+) -> None:
+    """Adam's first step is lr in size wherever the gradient, by autograd, is not tiny."""
+    table = guide.vocabulary.embedding[guide.allowed].float()
+    by_point = torch.randn(2, 3, table.shape[1], generator=generator)
+    read: list[torch.Tensor] = []
+
+    def embedding_gradient(rows: list[Ids], points: torch.Tensor) -> torch.Tensor:
+        read.append(points)
+        assert len(rows) == 2
+        return by_point
+
+    guide.embedding_gradient = embedding_gradient  # type: ignore[method-assign,assignment]
+    method = fuse.Relaxed(search_width=2, lr=0.3, decay=0.5)
+    logits = torch.randn(2, 3, len(table), generator=generator).requires_grad_()
+    points = logits.softmax(-1) @ table
+    (gradient,) = torch.autograd.grad((points * by_point).sum(), logits)
+    found = method.propose(State(logits.detach()), [ids(guide, "A cup.")], guide, generator)
+    torch.testing.assert_close(read[0], points.detach(), atol=1e-5, rtol=0)
+    moved = found.state.logits / 0.5 - logits.detach()
+    large = gradient.abs() > 1e-6
+    assert large.float().mean() > 0.5
+    expected = -0.3 * gradient / (gradient.abs() + 1e-8)
+    torch.testing.assert_close(moved[large], expected[large], atol=1e-2, rtol=0)
+
+
+def test_relaxed_begins_at_the_first_prompt(guide: Guide, generator: torch.Generator) -> None:
+    """In its first row; the others begin elsewhere."""
+    row = ids(guide, TEXT)
+    method = fuse.Relaxed(search_width=3, lr=0.0, decay=1.0)
+    found = method.propose(None, [row], guide, generator)
+    assert found.ids[0] == row
+    tokens = guide.allowed.nonzero().flatten()
+    others = tokens[found.state.logits[1:].argmax(-1)]
+    assert (others != torch.tensor(row)).float().mean() > 0.9
+
+
+def test_relaxed_descends_on_random_words(lm: fuse.CausalLM) -> None:
+    """Which nothing fluent elicits; further than random edits with as many candidates."""
+    objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("rain shepherd")))
+    found = fuse.search(objective, fuse.Relaxed(), steps=60)
+    edits = fuse.Random(search_width=16, moves=("swap",))
+    limit = found.evaluations
+    other = fuse.search(objective, edits, steps=limit, max_evaluations=limit)
+    assert found.initial_loss > 8
+    assert found.loss < min(0.6 * found.initial_loss, other.loss)
