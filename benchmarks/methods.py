@@ -2,10 +2,15 @@
 default settings.
 
 words: share of the words of a right caption that were found. clip_cosine: of the prompt and the
-picture. perplexity: of the prompt under the language model. seconds: the search itself, median.
+picture. loss: the weighted sum. candidates: how many were scored, mean. perplexity: of the prompt
+under the language model. seconds: the search itself, median.
 `embedding` is given the same objective.
 
+With `--candidates N` each search goes on, beyond its own number of steps, until it has scored N
+candidates, or made N / 2 steps; a gradient counts for none.
+
     python benchmarks/methods.py --pictures 40
+    python benchmarks/methods.py --pictures 2 --candidates 500 --threads 1
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ def main() -> None:
         methods={"default": ",".join(METHODS)},
         strategies={"default": ",".join(["greedy", *STRATEGIES])},
         overrides={"default": "", "help": "further overrides for every run, separated by blanks"},
+        candidates={"type": int, "help": "how many each search scores; default: its own steps"},
         verbose={"action": "store_true", "help": "show every prompt"},
     )
     pairs = [
@@ -35,16 +41,16 @@ def main() -> None:
         for s in options.strategies.split(",")
         if s == "greedy" or not METHODS[m].greedy_only
     ]
+    overrides = options.overrides.split()
+    if options.candidates:
+        overrides += [f"max_evaluations={options.candidates}", f"steps={options.candidates // 2}"]
     models: Models = {}
     with tempfile.TemporaryDirectory() as folder:
         scenes = [
             draw(seed, Path(folder))
             for seed in range(options.first, options.first + options.pictures)
         ]
-        rows = [
-            measure(*pair, scenes, options.overrides.split(), models, options.verbose)
-            for pair in pairs
-        ]
+        rows = [measure(*pair, scenes, overrides, models, options.verbose) for pair in pairs]
     show(f"{options.pictures} held-out pictures", rows, options.json)
 
 
@@ -64,6 +70,8 @@ def measure(
         "strategy": strategy,
         "words": words(results),
         "clip_cosine": mean([1 - result.terms["demo_clip"].loss for result, _ in results]),
+        "loss": mean([result.loss for result, _ in results]),
+        "candidates": mean([result.evaluations for result, _ in results]),
         **cost(results),
     }
 

@@ -52,6 +52,8 @@ METHODS = Registry({
     "gcg": "fuse.search.methods.gcg:GCG",
     "random": "fuse.search.methods.random:Random",
     "gibbs": "fuse.search.methods.gibbs:Gibbs",
+    "relaxed": "fuse.search.methods.relaxed:Relaxed",
+    "langevin": "fuse.search.methods.langevin:Langevin",
     "pez": "fuse.search.methods.pez:PEZ",
     "caption": "fuse.search.methods.caption:Caption",
     "embedding": "fuse.search.methods.embedding:Embedding",

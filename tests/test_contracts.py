@@ -32,7 +32,8 @@ ALL_STRATEGIES: dict[str, fuse.Strategy] = {
 }
 SECONDARIES = ("clip", "mood")
 SMALL = {"search_width": 12, "texts": ("A red house in the snow.",)}
-SMALLER = {"pez": {"prompt_length": 4}, "embedding": {"search_width": 3, "prompt_length": 4}}
+CONTINUOUS = {"search_width": 3, "prompt_length": 4}
+SMALLER = dict.fromkeys(("pez", "embedding", "relaxed", "langevin"), CONTINUOUS)
 
 
 def method_of(name: str, **options: object) -> fuse.Method:

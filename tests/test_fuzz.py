@@ -53,6 +53,16 @@ METHODS = {
         "method.search_width": st.integers(1, 3),
         "method.start": st.sampled_from(["kmeans", "random"]),
     },
+    "relaxed": {
+        "method.search_width": st.integers(1, 3),
+        "method.lr": st.sampled_from([0.1, 3.0]),
+        "method.decay": st.sampled_from([0.0, 1.0]),
+    },
+    "langevin": {
+        "method.search_width": st.integers(1, 5),
+        "method.temperature": st.sampled_from([0.1, 10.0]),
+        "method.step_size": st.sampled_from([0.05, 1.0]),
+    },
     "caption": {},
 }
 COMMON = {
@@ -75,7 +85,7 @@ COMMON = {
     "stop_loss": st.sampled_from(["null", 5.0]),
     "refine": st.sampled_from([None, None, "random", "gcg"]),
 }
-GREEDY_ONLY = ("pez", "embedding", "caption")
+GREEDY_ONLY = ("pez", "embedding", "relaxed", "langevin", "caption")
 
 
 @st.composite

@@ -146,7 +146,7 @@ def certain(positions: Sequence[list[int]]) -> set[int]:
 # --- what all methods share ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gcg", "random", "pez", "embedding", "gibbs"])
+@pytest.mark.parametrize("name", ["gcg", "random", "pez", "embedding", "gibbs", "relaxed"])
 def test_a_method_that_changes_a_prompt_needs_one_to_begin_with(name: str) -> None:
     with pytest.raises(fuse.FuseError, match="prompt_length=0"):
         METHODS[name](prompt_length=0)
@@ -227,7 +227,7 @@ def test_a_continuation_names_the_row_of_the_beam_that_it_extends(joint: Guide) 
     assert Counter(found.parents) == {0: 10, 1: 10, 2: 10}
 
 
-@pytest.mark.parametrize("name", ["pez", "embedding"])
+@pytest.mark.parametrize("name", ["pez", "embedding", "relaxed", "langevin"])
 def test_a_continuous_method_has_the_first_row_for_a_parent(
     guide: Guide, generator: torch.Generator, name: str
 ) -> None:

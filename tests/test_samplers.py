@@ -1,9 +1,10 @@
-"""Methods that draw tokens from a distribution: Gibbs sampling."""
+"""Methods with a distribution over tokens: Gibbs sampling, relaxed one-hots, Langevin chains."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from test_models_kinds import masked_lm
 
 import fuse
 from fuse.guide import Guide
-from fuse.types import Ids
+from fuse.search.methods.relaxed import State
+from fuse.types import Evaluation, Ids
 
 TEXT = "A red house stands by the sea"
 
@@ -141,3 +143,129 @@ def test_gibbs_with_a_model_that_predicts_nothing_is_refused(
     objective = fuse.Objective(fuse.Term(clip, fuse.CosineDistance(house)))
     with pytest.raises(fuse.FuseError, match="method=gibbs: it reads how likely tokens are"):
         fuse.search(objective, fuse.Gibbs(), steps=1)
+
+
+# --- relaxed one-hots ------------------------------------------------------------------------
+
+
+def test_relaxed_moves_logits_against_the_gradient_of_the_mixture(
+    guide: Guide, generator: torch.Generator
+) -> None:
+    """Adam's first step is lr in size wherever the gradient, by autograd, is not tiny."""
+    table = guide.vocabulary.embedding[guide.allowed].float()
+    by_point = torch.randn(2, 3, table.shape[1], generator=generator)
+    read: list[torch.Tensor] = []
+
+    def embedding_gradient(rows: list[Ids], points: torch.Tensor) -> torch.Tensor:
+        read.append(points)
+        assert len(rows) == 2
+        return by_point
+
+    guide.embedding_gradient = embedding_gradient  # type: ignore[method-assign,assignment]
+    method = fuse.Relaxed(search_width=2, lr=0.3, decay=0.5)
+    logits = torch.randn(2, 3, len(table), generator=generator).requires_grad_()
+    points = logits.softmax(-1) @ table
+    (gradient,) = torch.autograd.grad((points * by_point).sum(), logits)
+    found = method.propose(State(logits.detach()), [ids(guide, "A cup.")], guide, generator)
+    torch.testing.assert_close(read[0], points.detach(), atol=1e-5, rtol=0)
+    moved = found.state.logits / 0.5 - logits.detach()
+    large = gradient.abs() > 1e-6
+    assert large.float().mean() > 0.5
+    expected = -0.3 * gradient / (gradient.abs() + 1e-8)
+    torch.testing.assert_close(moved[large], expected[large], atol=1e-2, rtol=0)
+
+
+def test_relaxed_begins_at_the_first_prompt(guide: Guide, generator: torch.Generator) -> None:
+    """In its first row; the others begin elsewhere."""
+    row = ids(guide, TEXT)
+    method = fuse.Relaxed(search_width=3, lr=0.0, decay=1.0)
+    found = method.propose(None, [row], guide, generator)
+    assert found.ids[0] == row
+    tokens = guide.allowed.nonzero().flatten()
+    others = tokens[found.state.logits[1:].argmax(-1)]
+    assert (others != torch.tensor(row)).float().mean() > 0.9
+
+
+def test_relaxed_descends_on_random_words(lm: fuse.CausalLM) -> None:
+    """Which nothing fluent elicits; further than random edits with as many candidates."""
+    objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("rain shepherd")))
+    found = fuse.search(objective, fuse.Relaxed(), steps=60)
+    edits = fuse.Random(search_width=16, moves=("swap",))
+    limit = found.evaluations
+    other = fuse.search(objective, edits, steps=limit, max_evaluations=limit)
+    assert found.initial_loss > 8
+    assert found.loss < min(0.6 * found.initial_loss, other.loss)
+
+
+# --- Langevin --------------------------------------------------------------------------------
+
+
+def test_langevin_chains_end_where_their_temperature_says(guide: Guide) -> None:
+    """In proportion to exp(-loss / T), whatever the gradient is: 16 rows of two tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = guide.allowed.nonzero().flatten()[[10, 500, 900, 1200]].tolist()
+    guide.allowed = torch.zeros_like(guide.allowed)
+    guide.allowed[tokens] = True
+    losses = {row: float(torch.rand((), generator=generator)) for row in product(tokens, tokens)}
+    width = guide.vocabulary.embedding.shape[1]
+    scale = 1.5 / guide.radius
+    made_up = {row: scale * torch.randn(2, width, generator=generator) for row in losses}
+
+    def embedding_gradient(rows: list[Ids]) -> torch.Tensor:
+        return torch.stack([made_up[row] for row in rows])
+
+    guide.embedding_gradient = embedding_gradient  # type: ignore[method-assign,assignment]
+    method = fuse.Langevin(search_width=500, temperature=0.5, step_size=1.0)
+    state = None
+    for _ in range(30):
+        found = method.propose(state, [(tokens[0], tokens[0])], guide, generator)
+        own = torch.tensor([losses[row] for row in found.ids])
+        valid = torch.ones(len(own), dtype=torch.bool)
+        state = method.observe(found.state, Evaluation(found, own, {"primary": own}, valid))
+    counts = Counter(state.rows)  # type: ignore[union-attr]
+    shares = torch.tensor([-losses[row] / 0.5 for row in losses]).softmax(0)
+    expected = dict(zip(losses, (500 * shares).tolist(), strict=True))
+    assert sum((counts[row] - e) ** 2 / e for row, e in expected.items()) < 38  # 15 degrees
+    assert max(expected.values()) > 3 * min(expected.values())
+
+
+def test_langevin_keeps_what_no_candidate_may_hold(
+    guide: Guide, generator: torch.Generator
+) -> None:
+    """A token that is allowed in the start alone stays; nothing forbidden is drawn."""
+    row = ids(guide, TEXT)
+    guide.allowed = guide.allowed.clone()
+    guide.allowed[row[0]] = False
+    method = fuse.Langevin(search_width=5, step_size=1.0)
+    first = method.propose(None, [row], guide, generator)
+    assert list(first.ids) == [row]
+    found = method.propose(first.state, [row], guide, generator)
+    for new in found.ids:
+        assert new[0] == row[0]
+        assert all(guide.allowed[token] for token in new[1:])
+        assert new != row
+
+
+def test_langevin_takes_no_step_to_what_does_not_count(
+    guide: Guide, generator: torch.Generator
+) -> None:
+    """A candidate that is refused, or whose loss is not finite."""
+    row = ids(guide, TEXT)
+    method = fuse.Langevin(search_width=3, step_size=1.0)
+    losses, valid = torch.tensor([1.0]), torch.tensor([True])
+    state = method.propose(None, [row], guide, generator)
+    state = method.observe(state.state, Evaluation(state, losses, {"primary": losses}, valid))
+    assert state.losses == (1.0,) * 3
+    found = method.propose(state, [row], guide, generator)
+    losses = torch.tensor([math.inf, -100.0, math.inf])
+    valid = torch.tensor([False, True, True])
+    state = method.observe(found.state, Evaluation(found, losses, {"primary": losses}, valid))
+    assert state.rows == (row, found.ids[1], row)
+    torch.testing.assert_close(state.gradient[1], found.state.new_gradient[1])
+    assert torch.equal(state.gradient[0], state.gradient[2])
+
+
+def test_langevin_lowers_the_loss(lm: fuse.CausalLM) -> None:
+    objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("by the sea.")))
+    result = fuse.search(objective, fuse.Langevin(prompt_length=5), steps=60)
+    assert result.loss < 0.7 * result.initial_loss

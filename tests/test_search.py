@@ -595,7 +595,9 @@ def test_losses_that_are_not_finite_drop_their_candidates(
     assert all(len(step.free_ids) % 2 == 0 for step in result.trace)
 
 
-@pytest.mark.parametrize("name", ["gcg", "random", "autodan", "pez", "embedding", "gibbs"])
+@pytest.mark.parametrize(
+    "name", ["gcg", "random", "autodan", "pez", "embedding", "gibbs", "relaxed", "langevin"]
+)
 def test_a_search_without_any_finite_loss_says_why(lm: fuse.CausalLM, name: str) -> None:
     from fuse.registry import METHODS
 

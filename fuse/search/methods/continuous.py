@@ -16,11 +16,13 @@ from fuse.types import Ids
 
 
 class Continuous(Method):
-    """Keeps continuous prompts [b s d] in its state; the beam is only where it starts."""
+    """Keeps continuous prompts, or logits of their tokens, in its state; the beam is only where it
+    starts.
+    """
 
     greedy_only: ClassVar[bool] = True
     lr: float
-    weight_decay: float
+    weight_decay: float = 0.0
 
     def descend(
         self, points: Float[Tensor, "b s d"], gradient: Float[Tensor, "b s d"], optimiser: Any
