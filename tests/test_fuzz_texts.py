@@ -66,7 +66,7 @@ def check_text(vocab: Vocabulary, rng: Random) -> bool:
     assert whole[slice(*prompt_span)] == prompt and whole[slice(*label_span)] == around[2]
     ids = tuple(vocab.tokenizer(whole, add_special_tokens=False, verbose=False).input_ids)
     assert encoded.ids in (template.head(vocab) + ids + vocab.tail, ids + vocab.tail)
-    assert len(encoded.chars) == len(encoded.ids)
+    assert len(encoded.chars) == len(encoded.free_ids)
     assert all(0 <= start <= end <= len(whole) for start, end in encoded.chars)
     assert encoded.free_ids or not any(c.isascii() and c.isalnum() for c in prompt)
     check_spans(vocab, ids[:60], rng)

@@ -183,7 +183,7 @@ def test_an_instruction_takes_its_share_of_the_context(tmp_path: Path) -> None:
     term = fuse.Term(model, fuse.CosineDistance(torch.ones(32)), prefix="in")
     (row,) = term.encode(["snow"])
     assert model.vocabulary.tokenizer.decode(row.ids) == "[CLS] the dog ! in snow [SEP]"
-    assert row.chars[row.free[0]] == (3, 7)
+    assert row.chars[0] == (3, 7)
     assert term.max_free_tokens == 24 - 6
     assert model.vocabulary.max_text_tokens == 24 - 5
 

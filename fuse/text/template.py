@@ -102,7 +102,7 @@ class Encoded:
 
     ids: Ids
     chars: tuple[Span, ...]
-    """The character span of each token; empty where these are no longer known."""
+    """The character span of each token of the prompt; empty where these are no longer known."""
     free: Span
     """The tokens that spell the prompt."""
     label: Span
@@ -123,7 +123,7 @@ class Encoded:
         padded = ((0, 0),) * len(head) + tuple(chars) + ((0, 0),) * len(tail)
         label_span = overlapping(padded, label) if label[0] < label[1] else (0, 0)
         free = overlapping(padded, prompt)
-        return Encoded(head + ids + tail, padded, free, label_span, prompt[0])
+        return Encoded(head + ids + tail, padded[slice(*free)], free, label_span, prompt[0])
 
     @property
     def free_ids(self) -> Ids:
@@ -139,12 +139,14 @@ class Encoded:
         """Whether the tokens of the prompt spell nothing of the text around it but white space."""
         if self.free[0] == self.free[1]:
             return False
-        start, end = self.chars[self.free[0]][0], self.chars[self.free[1] - 1][1]
+        start, end = self.chars[0][0], self.chars[-1][1]
         return not text[start : prompt[0]].strip() and not text[prompt[1] : end].strip()
 
     def word(self, chars: Span) -> Span:
         """Return the tokens that spell these characters of the prompt."""
-        return overlapping(self.chars, (self.prompt_start + chars[0], self.prompt_start + chars[1]))
+        shift, first = self.prompt_start, self.free[0]
+        start, end = overlapping(self.chars, (shift + chars[0], shift + chars[1]))
+        return (first + start, first + end) if end else (0, 0)
 
     def collapsed(self, tokens: Span) -> Encoded:
         """Return the ids with one token, the span's first, instead of the whole span.
@@ -165,8 +167,8 @@ class Encoded:
 
     def up_to_prompt(self) -> Encoded:
         """Return it without suffix, label and closing special tokens."""
-        end = self.free[1]
-        return Encoded(self.ids[:end], self.chars[:end], self.free, (0, 0), self.prompt_start)
+        ids = self.ids[: self.free[1]]
+        return Encoded(ids, self.chars, self.free, (0, 0), self.prompt_start)
 
     def with_free_ids(self, free_ids: Ids) -> Encoded:
         """Return the same surroundings with other free tokens, and no character spans."""
