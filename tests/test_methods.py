@@ -1173,3 +1173,35 @@ def test_captions_that_no_model_can_take_are_refused(
 ) -> None:
     with pytest.raises(fuse.FuseError, match="caption"):
         fuse.Caption(texts).init(guide, (), generator)
+
+
+START_TEXT = "There is a big red house"
+
+
+@pytest.mark.parametrize("method", [fuse.GCG, fuse.Random])
+def test_the_best_swaps_of_a_step_are_joined_in_the_next(
+    lm: fuse.CausalLM, method: type[fuse.GCG]
+) -> None:
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()))
+    search = fuse.Search(
+        objective, method(search_width=64, moves=("swap",), merge=4), init=START_TEXT
+    )
+    state = search.start()
+    (row,) = state.beam
+    first = search.evaluate(state, search.propose(state))
+    best: dict[int, int] = {}
+    for entry in sorted(first.entries()):
+        ((position, token),) = [
+            (i, new) for i, (old, new) in enumerate(zip(row, entry.ids, strict=True)) if old != new
+        ]
+        best.setdefault(position, token)
+    assert len(best) > 2
+    swaps = dict(list(best.items())[:2])
+    joined = tuple(swaps.get(i, token) for i, token in enumerate(row))
+    state = search.accept(state, first)
+    asked = search.propose(state).ids
+    assert (joined in asked) == objective.valid([joined])[0]
+    plain = fuse.Search(objective, method(search_width=64, moves=("swap",)), init=START_TEXT)
+    state = plain.start()
+    state = plain.accept(state, plain.evaluate(state, plain.propose(state)))
+    assert state.method is None

@@ -76,8 +76,8 @@ class Edits(Method):
     shortlist of each site, are drawn uniformly. A subclass makes the shortlists. Where there are
     pools, swaps and insertions are taken from the shortlists and from each pool in turn.
 
-    With `merge` m the best m single swaps of the last step are joined, the best two, three, and so
-    on, those at other positions than better ones alone (I-GCG, arXiv 2405.21018, section 3.3).
+    With `merge` m the best single swaps of the last step are joined, that of each position, those
+    of the best two positions, three, and so on up to m (I-GCG, arXiv 2405.21018, section 3.3).
     """
 
     search_width: Annotated[Count, SEARCH_WIDTH] = 128
@@ -97,14 +97,12 @@ class Edits(Method):
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
         """Return the tokens that may be put at each site."""
 
-    def init(self, guide: Guide, start: Ids, rng: torch.Generator) -> tuple[Any, list[Ids]]:
-        return EditState(), super().init(guide, start, rng)[1]
-
     def propose(
-        self, state: EditState, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
+        self, state: EditState | None, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
     ) -> Candidates | None:
         if not beam:
             return None
+        state = state or EditState()
         sites: list[Site] = []
         for parent, row in enumerate(beam):
             sites += self._sites(parent, row, guide, rng)
@@ -119,23 +117,27 @@ class Edits(Method):
                 parent_of.setdefault(drawn, i % len(beam))
         kept = first_valid(parent_of, guide, self.search_width)
         parents = [parent_of[row] for row in kept]
-        own = state.own if lists.state is UNCHANGED else lists.state
-        return Candidates(kept, parents, EditState(own, tuple(beam)), lists.num_non_finite)
+        after = UNCHANGED
+        if self.merge or lists.state is not UNCHANGED:
+            own = state.own if lists.state is UNCHANGED else lists.state
+            after = EditState(own, tuple(beam))
+        return Candidates(kept, parents, after, lists.num_non_finite)
 
-    def observe(self, state: EditState, evaluated: Evaluation) -> EditState:
-        if not self.merge:
+    def observe(self, state: EditState | None, evaluated: Evaluation) -> EditState | None:
+        if not self.merge or state is None:
             return state
         parent_of = dict(zip(evaluated.candidates.ids, evaluated.candidates.parents, strict=True))
         ranked = sorted(evaluated.entries())
         if not ranked:
             return state
         origin = parent_of[ranked[0].ids]
-        swaps = []
+        best: dict[int, int] = {}  # the token of the best swap at a position
         for entry in ranked:
             changed = _changed(state.beam[origin], entry.ids)
             if parent_of[entry.ids] == origin and len(changed) == 1:
-                swaps += changed
-        return replace(state, joined=_joined(state.beam[origin], swaps[: self.merge]))
+                best.setdefault(*changed[0])
+        swaps = list(best.items())[: self.merge]
+        return replace(state, joined=_joined(state.beam[origin], swaps))
 
     def _sites(self, parent: int, row: Ids, guide: Guide, rng: torch.Generator) -> list[Site]:
         """Return where a row takes a token."""
@@ -162,16 +164,12 @@ def _changed(row: Ids, edited: Ids) -> list[tuple[int, int]]:
 
 
 def _joined(row: Ids, swaps: Sequence[tuple[int, int]]) -> tuple[Ids, ...]:
-    """Return the row with the first two swaps, the first three, and so on; of those at one
-    position the first counts.
-    """
-    tokens: dict[int, int] = {}
+    """Return the row with the first two swaps, with the first three, and so on."""
     found = []
-    for position, token in swaps:
-        if position not in tokens:
-            tokens[position] = token
-            found.append(tuple(tokens.get(i, old) for i, old in enumerate(row)))
-    return tuple(found[1:])
+    for count in range(2, len(swaps) + 1):
+        tokens = dict(swaps[:count])
+        found.append(tuple(tokens.get(i, old) for i, old in enumerate(row)))
+    return tuple(found)
 
 
 class _Draw:
