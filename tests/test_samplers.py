@@ -267,5 +267,5 @@ def test_langevin_takes_no_step_to_what_does_not_count(
 
 def test_langevin_lowers_the_loss(lm: fuse.CausalLM) -> None:
     objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("by the sea.")))
-    result = fuse.search(objective, fuse.Langevin(prompt_length=5), steps=60)
+    result = fuse.search(objective, fuse.Langevin(8, prompt_length=5), steps=50)
     assert result.loss < 0.7 * result.initial_loss
