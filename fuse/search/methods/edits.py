@@ -58,7 +58,9 @@ class Shortlists:
 
 @dataclass(frozen=True)
 class EditState:
-    """What a method of edits knows between two steps."""
+    """What a method of edits knows between two steps where it joins swaps; `own` alone where it
+    does not.
+    """
 
     own: Any = None
     """What the shortlists depend on."""
@@ -98,33 +100,32 @@ class Edits(Method):
         """Return the tokens that may be put at each site."""
 
     def propose(
-        self, state: EditState | None, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
+        self, state: Any, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
     ) -> Candidates | None:
         if not beam:
             return None
-        state = state or EditState()
+        before = state if isinstance(state, EditState) else EditState(state)
         sites: list[Site] = []
         for parent, row in enumerate(beam):
             sites += self._sites(parent, row, guide, rng)
         lists = Shortlists([], torch.zeros(0, 1, dtype=torch.long))
         if sites:
-            lists = self.shortlist(state.own, sites, guide)
+            lists = self.shortlist(before.own, sites, guide)
         draw = _Draw(self, beam, lists, rng)
-        parent_of = dict.fromkeys(state.joined, 0)
+        parent_of = dict.fromkeys(before.joined, 0)
         for i in range(2 * self.search_width):
             drawn = draw.candidate(i)
             if drawn is not None:
                 parent_of.setdefault(drawn, i % len(beam))
         kept = first_valid(parent_of, guide, self.search_width)
         parents = [parent_of[row] for row in kept]
-        after = UNCHANGED
-        if self.merge or lists.state is not UNCHANGED:
-            own = state.own if lists.state is UNCHANGED else lists.state
-            after = EditState(own, tuple(beam))
+        after = lists.state
+        if self.merge:
+            after = EditState(before.own if after is UNCHANGED else after, tuple(beam))
         return Candidates(kept, parents, after, lists.num_non_finite)
 
-    def observe(self, state: EditState | None, evaluated: Evaluation) -> EditState | None:
-        if not self.merge or state is None:
+    def observe(self, state: Any, evaluated: Evaluation) -> Any:
+        if not isinstance(state, EditState):
             return state
         parent_of = dict(zip(evaluated.candidates.ids, evaluated.candidates.parents, strict=True))
         ranked = sorted(evaluated.entries())
