@@ -39,6 +39,7 @@ def main() -> None:
             "drawn from the last 1000 sentences of 5 to 20 words",
         },
         judge={"help": "another language model, for the perplexity of what was found"},
+        judge_start={"default": "auto", "help": "the special tokens before all that it reads"},
         start={"help": "primary.start: the special tokens before all"},
         number={"type": int, "default": 20},
         seed={"type": int, "default": 0},
@@ -47,7 +48,7 @@ def main() -> None:
     )
     found = sentences(options.texts.read_text())[-1000:]
     targets = random.Random(options.seed).sample(found, options.number)
-    judge = Judge(options.judge) if options.judge else None
+    judge = Judge(options.judge, options.judge_start) if options.judge else None
     overrides = options.overrides.split()
     if options.start:
         overrides.append(f'primary.start="{options.start}"')
@@ -93,8 +94,8 @@ def invert(target: str, overrides: list[str], models: Models) -> Row:
 class Judge:
     """A language model that had no say in a search."""
 
-    def __init__(self, model_id: str) -> None:
-        self._term = fuse.Term(fuse.CausalLM.load(model_id), fuse.NLL())
+    def __init__(self, model_id: str, start: str) -> None:
+        self._term = fuse.Term(fuse.CausalLM.load(model_id), fuse.NLL(), start=start)
 
     def perplexity(self, text: str) -> float:
         """exp of the mean of -log p over the text's tokens, its own way of spelling it."""
