@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sampling import sampled
 
+import fuse
 from fuse.app.check import keys_of, mistakes
 from fuse.app.config import compose
 from fuse.app.main import main
@@ -409,6 +410,13 @@ def test_what_cannot_be_resolved_is_told_beside_other_mistakes(command: Command)
 @pytest.mark.parametrize("choice", ["refine=null", "refine=none", "experiment=null", "steps=null"])
 def test_null_leaves_out_what_may_be_left_out(choice: str) -> None:
     assert compose([choice]).get("refine") in (None, {"name": None})
+
+
+def test_null_leaves_out_the_refining_method_of_an_experiment() -> None:
+    config = compose(["experiment=sentence", "target=snow", "refine=null"])
+    assert config["refine"]["name"] is None
+    with pytest.raises(fuse.FuseError, match=r"refine\.search_width"):
+        compose(["experiment=sentence", "target=snow", "refine.search_width=-1"])
 
 
 def fuzzed(count: int) -> None:

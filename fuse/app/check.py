@@ -104,7 +104,9 @@ class Check:
         self._part(values, METHODS, key)
 
     def _refine(self, values: Any, key: str) -> None:
-        if values not in (None, {"name": None}):
+        # With refine=null an experiment's own options of its refining method stand beside no name
+        chosen = not isinstance(values, Mapping) or values.get("name", "") is not None
+        if values is not None and chosen:
             self._part(values, METHODS, key)
 
     def _strategy(self, values: Any, key: str) -> None:
