@@ -77,11 +77,12 @@ class Evaluation:
         if not leaves:
             return self
         kept = [i for i, ids in enumerate(self.candidates.ids) if ids not in leaves]
-        return Evaluation(
-            self.candidates.kept(kept),
-            self.loss[kept],
-            {name: losses[kept] for name, losses in self.terms.items()},
-            self.valid[kept],
+        return replace(
+            self,
+            candidates=self.candidates.kept(kept),
+            loss=self.loss[kept],
+            terms={name: losses[kept] for name, losses in self.terms.items()},
+            valid=self.valid[kept],
         )
 
     def entries(self) -> list[Entry]:

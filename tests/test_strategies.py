@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -32,6 +33,17 @@ def random_pairs(count: int, generator: torch.Generator) -> list[Pair]:
     order = torch.randperm(len(rows), generator=generator).tolist()
     rows = sorted(rows)
     return [(float(sum(rows[i]) % 5), rows[i]) for i in order]
+
+
+def test_leaves_are_left_out_and_nothing_else_changes() -> None:
+    found = weighed((9.0, 0.1), (3.0, 0.2), (1.0, 0.5), weights=(1.0, 10.0))
+    first, second, third = found.candidates.ids
+    candidates = replace(found.candidates, parents=[0, 1, 2], leaves=frozenset([second]))
+    growing = replace(found, candidates=candidates).growing()
+    assert growing.candidates.ids == [first, third]
+    assert growing.candidates.parents == [0, 2]
+    assert growing.weights == found.weights
+    assert growing.entries() == [found.entries()[0], found.entries()[2]]
 
 
 def test_what_counts_of_an_evaluation_counts_once() -> None:
