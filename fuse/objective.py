@@ -169,7 +169,7 @@ class Objective:
 
     def finished(self, rows: Sequence[Ids]) -> list[bool]:
         """Whether each row's text ends as a whole one does, by `Constraints.endings`."""
-        return [self.constraints.finished(prompt) for prompt in self.vocabulary.decode(rows)]
+        return self.constraints.finished(self.vocabulary, rows)
 
     # --- losses ----------------------------------------------------------------------------------
 

@@ -1,10 +1,17 @@
-"""Small statistics of scores: standardised rows, and the correlation of two rankings."""
+"""Small statistics of scores and gradients: rows that are not finite, standardised rows, and the
+correlation of two rankings.
+"""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+def num_non_finite(gradient: Float[Tensor, "b s d"]) -> int:
+    """Return how many rows hold a number that is not finite."""
+    return int((~gradient.isfinite().flatten(1).all(1)).sum())
 
 
 def standardised(

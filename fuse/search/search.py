@@ -406,8 +406,8 @@ class Search:
 
     def _goal(self, best: Entry) -> str:
         """Return which goal the best prompt has reached; empty for none."""
-        finished = self.objective.finished([best.ids])[0]
-        if self.stop_loss is not None and best.loss <= self.stop_loss and finished:
+        low = self.stop_loss is not None and best.loss <= self.stop_loss
+        if low and self.objective.finished([best.ids])[0]:
             return "stop_loss"
         return "label" if self.stop_at_label and self.objective.says_label([best.ids])[0] else ""
 

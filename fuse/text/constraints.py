@@ -117,9 +117,12 @@ class Constraints:
         kept = [ids for ids in found if all(may_stay[token] for token in ids)]
         return kept if any(len(ids) > 1 for ids in kept) else []
 
-    def finished(self, text: str) -> bool:
-        """Return whether a prompt's text ends as a whole one does."""
-        return not self.endings or text.endswith(tuple(_listed(self.endings)))
+    def finished(self, vocabulary: Vocabulary, rows: Sequence[Ids]) -> list[bool]:
+        """Return whether each row's text ends as a whole one does."""
+        if not self.endings:
+            return [True] * len(rows)
+        endings = tuple(_listed(self.endings))
+        return [prompt.endswith(endings) for prompt in vocabulary.decode(rows)]
 
     def ending_tokens(self, vocabulary: Vocabulary) -> Bool[Tensor, " v"]:
         """Return the tokens that spell an ending and nothing else, not even a blank."""

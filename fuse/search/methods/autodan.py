@@ -22,7 +22,7 @@ from fuse.search.methods.base import (
     SEARCH_WIDTH,
     Method,
     Points,
-    first_valid,
+    first_of_each,
 )
 from fuse.search.methods.drawing import by_rank, draw
 from fuse.statistics import standardised
@@ -86,16 +86,13 @@ class AutoDAN(Method):
         width = max(1, self.search_width // (len(parents) * (1 + len(pools))))
         count = min(4 * width, int(guide.allowed.sum()))
         tokens = draw(ranking, count, rng, self.temperature, self.top_p)
-        ids: list[Ids] = []
-        origins: list[int] = []
+        offers = []
         for i in finite.nonzero().flatten().tolist():
             # An ending is always tried: how well it fits is said by its loss
             endings = guide.ending_tokens if rows[i] else []
             appended = [(*rows[i], token) for token in dict.fromkeys([*endings, *tokens[i]])]
-            for offered in (appended, *(pool[i] for pool in pools)):
-                kept = first_valid(offered, guide, width)
-                ids += kept
-                origins += [parents[i]] * len(kept)
+            offers.append((parents[i], [appended, *(pool[i] for pool in pools)]))
+        ids, origins = first_of_each(offers, guide, width)
         dropped, leaves = len(rows) - int(finite.sum()), frozenset(self._leaves(ids, guide))
         return Candidates(ids, origins, num_non_finite=dropped, leaves=leaves)
 

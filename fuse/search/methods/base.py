@@ -133,6 +133,25 @@ def random_prompt(guide: Guide, length: int, rng: torch.Generator) -> Ids:
     return prompt
 
 
+def first_of_each(
+    offers: Iterable[tuple[int, Sequence[Iterable[Ids]]]], guide: Guide, count: int
+) -> tuple[list[Ids], list[int]]:
+    """Return the first `count` valid rows of each pool, and the row of the beam that each comes
+    from.
+
+    Args:
+        offers: rows of the beam, each with its pools of candidates.
+    """
+    ids: list[Ids] = []
+    parents: list[int] = []
+    for parent, pools in offers:
+        for pool in pools:
+            kept = first_valid(pool, guide, count)
+            ids += kept
+            parents += [parent] * len(kept)
+    return ids, parents
+
+
 def first_valid(rows: Iterable[Ids], guide: Guide, count: int) -> list[Ids]:
     """Return the first `count` different valid rows, in their order."""
     waiting = list(dict.fromkeys(rows))

@@ -23,6 +23,7 @@ from fuse.guide import Guide
 from fuse.options import Count, NotNegative, Share, Whole, check_options
 from fuse.search.methods.base import PROMPT_LENGTH, WEIGHT_DECAY
 from fuse.search.methods.continuous import Continuous
+from fuse.statistics import num_non_finite
 from fuse.types import Candidates, Ids
 
 CENTROIDS = 256
@@ -88,7 +89,7 @@ class Embedding(Continuous):
     ) -> Candidates:
         state = state or self._begin(beam[0], guide, rng)
         gradient = self._gradient(state, guide)
-        dropped = int((~gradient.isfinite().flatten(1).all(1)).sum())
+        dropped = num_non_finite(gradient)
         unit = guide.radius / state.points.shape[-1] ** 0.5
         points, optimiser = self.descend(state.points / unit, unit * gradient, state.optimiser)
         points = guide.radius * normalize(points, dim=-1)

@@ -13,7 +13,7 @@ from typing_extensions import Doc
 
 from fuse.guide import Guide
 from fuse.options import Count, CountOrNone, NotNegative, Whole, check_options
-from fuse.search.methods.base import PROMPT_LENGTH, SEARCH_WIDTH, Method, first_valid
+from fuse.search.methods.base import PROMPT_LENGTH, SEARCH_WIDTH, Method, first_of_each
 from fuse.search.methods.drawing import by_rank, draw
 from fuse.statistics import standardised
 from fuse.types import Candidates, Ids
@@ -57,15 +57,12 @@ class Gibbs(Method):
         pools = guide.word_proposals(beam, positions)
         width = max(1, self.search_width // (len(beam) * (1 + len(pools))))
         tokens = draw(ranking, min(4 * width, int(guide.allowed.sum())), rng, self.temperature)
-        ids: list[Ids] = []
-        parents: list[int] = []
+        offers = []
         for i in finite.nonzero().flatten().tolist():
             row, at = beam[i], positions[i]
             swapped = [(*row[:at], v, *row[at + 1 :]) for v in tokens[i] if v != row[at]]
-            for offered in (swapped, *(by_rank(pool[i], at, ranking[i]) for pool in pools)):
-                kept = first_valid(offered, guide, width)
-                ids += kept
-                parents += [i] * len(kept)
+            offers.append((i, [swapped, *(by_rank(pool[i], at, ranking[i]) for pool in pools)]))
+        ids, parents = first_of_each(offers, guide, width)
         return Candidates(ids, parents, num_non_finite=len(beam) - int(finite.sum()))
 
     def _rank(

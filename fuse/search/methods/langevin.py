@@ -15,6 +15,7 @@ from typing_extensions import Doc
 from fuse.guide import Guide
 from fuse.options import Count, Positive, Whole, check_options
 from fuse.search.methods.base import PROMPT_LENGTH, Method
+from fuse.statistics import num_non_finite
 from fuse.types import Candidates, Evaluation, Ids
 
 
@@ -68,11 +69,11 @@ class Langevin(Method):
         noise = -torch.empty(log_q.shape).exponential_(generator=rng).log()
         drawn = (log_q.cpu() + noise).argmax(-1).to(ids.device)
         # What the user has put into the start, and no candidate may gain, stays where it is
-        new = torch.where(guide.allowed[ids], drawn, ids)
+        moved = guide.allowed[ids]
+        new = torch.where(moved, drawn, ids)
         rows = tuple(tuple(row) for row in new.tolist())
         gradient, dropped = _gradient(rows, guide)
         back = self._log_proposal(new, gradient, guide)
-        moved = guide.allowed[ids]
         ratio = (_picked(back, ids) - _picked(log_q, new)).where(moved, 0.0).sum(1)
         chance = torch.rand(len(rows), generator=rng)
         threshold = self.temperature * (ratio.cpu() - chance.log())
@@ -121,8 +122,7 @@ class Langevin(Method):
 def _gradient(rows: Sequence[Ids], guide: Guide) -> tuple[Float[Tensor, "b s d"], int]:
     """Return the gradient at each row, zero where it is not finite, and of how many it is not."""
     gradient = guide.embedding_gradient(rows)
-    finite = gradient.isfinite().flatten(1).all(1)
-    return gradient.nan_to_num(0.0, 0.0, 0.0).float(), int((~finite).sum())
+    return gradient.nan_to_num(0.0, 0.0, 0.0).float(), num_non_finite(gradient)
 
 
 def _picked(log_q: Float[Tensor, "b s v"], ids: Int[Tensor, "b s"]) -> Float[Tensor, "b s"]:

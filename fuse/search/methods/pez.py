@@ -17,6 +17,7 @@ from fuse.guide import Guide
 from fuse.options import Count, NotNegative, Whole, check_options
 from fuse.search.methods.base import LEARNING_RATE, PROMPT_LENGTH, WEIGHT_DECAY
 from fuse.search.methods.continuous import Continuous, spellable
+from fuse.statistics import num_non_finite
 from fuse.types import Candidates, Ids
 
 
@@ -55,7 +56,7 @@ class PEZ(Continuous):
         rows = guide.nearest_rows(points)
         # Taken now, the gradient's forward pass scores the candidate too
         gradient = guide.embedding_gradient(rows)
-        dropped = int(not gradient.isfinite().all())
+        dropped = num_non_finite(gradient)
         candidates = spellable(rows, guide)
         parents = [0] * len(candidates)
         return Candidates(candidates, parents, State(points, gradient, optimiser), dropped)

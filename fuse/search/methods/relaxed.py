@@ -15,6 +15,7 @@ from fuse.guide import Guide
 from fuse.options import Count, NotNegative, Share, Whole, check_options
 from fuse.search.methods.base import PROMPT_LENGTH
 from fuse.search.methods.continuous import Continuous, spellable
+from fuse.statistics import num_non_finite
 from fuse.types import Candidates, Ids
 
 SPREAD = 1.0
@@ -59,7 +60,7 @@ class Relaxed(Continuous):
         state = state or self._begin(beam[0], tokens, rng)
         shares = state.logits.softmax(-1)
         gradient = guide.embedding_gradient(_likeliest(state.logits, tokens), shares @ table)
-        dropped = int((~gradient.isfinite().flatten(1).all(1)).sum())
+        dropped = num_non_finite(gradient)
         by_token = gradient.nan_to_num(0.0, 0.0, 0.0).to(table) @ table.T
         by_logit = shares * (by_token - (shares * by_token).sum(-1, keepdim=True))
         logits, optimiser = self.descend(state.logits, by_logit, state.optimiser)
