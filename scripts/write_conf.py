@@ -48,9 +48,8 @@ def files() -> dict[Path, str]:
             )
     for name, kind in ADAPTERS.items():
         path = CONF / "adapter" / f"{name}.yaml"
-        found[path] = commented(
-            part_file(path, kind.settings, name), options_of(schema.AdapterFiles)
-        )
+        also = options_of(schema.AdapterFiles)
+        found[path] = commented(part_file(path, kind.settings, name, also), also)
     sections = {
         "constraints": options_of(Constraints),
         "captioner": options_of(schema.CaptionerOptions),
@@ -81,10 +80,10 @@ def described(path: Path) -> dict[str, Option]:
     return found
 
 
-def part_file(path: Path, kind: type, name: str) -> str:
+def part_file(path: Path, kind: type, name: str, also: Mapping[str, Option] | None = None) -> str:
     """Return the file of a part: what it is, its name, and its options with their defaults.
 
-    What an older file holds beside them stays: the first comment, a defaults list, other keys.
+    What an older file holds beside them stays: the first comment, a defaults list, the keys `also`.
     """
     older = path.read_text().splitlines() if path.exists() else []
     options = options_of(kind)
@@ -94,7 +93,7 @@ def part_file(path: Path, kind: type, name: str) -> str:
     for line in older:
         match = KEY.match(line)
         inside = line.startswith("defaults:") or (inside and line.startswith(" "))
-        if inside or (match and match[2] not in options and match[2] != "name"):
+        if inside or (match and match[2] in (also or {})):
             kept.append(line)
     before = [line for line in kept if line.startswith(("defaults:", " "))]
     others = [line for line in kept if line not in before]
