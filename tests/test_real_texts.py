@@ -33,7 +33,8 @@ ODD = [
     "\ub208 \uc18d\uc758 \ube68\uac04 \uc9d1",
     "\u0434\u043e\u043c \u0432 \u0441\u043d\u0435\u0433\u0443, \u05d1\u05d9\u05ea "
     "\u0628\u064a\u062a \u0918\u0930",
-    "a dog \U0001f415 and \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2603\ufe0f!",
+    "a dog \U0001f415 and \U0001f468\u200d\U0001f469\u200d\U0001f467 "
+    "\U0001f1e9\U0001f1ea \u2603\ufe0f!",
     "\U0001f600\U0001f600\U0001f600",
     "x\u200by \u00a0z \u3000w \u2028v",
     "don't can't I'll he'd -- \u2014 \u2026 \u201cso\u201d",
