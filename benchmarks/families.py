@@ -28,7 +28,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import supported
 import transformers
-from checkpoints import captioner, causal, classifier, dual, masked, openclip, sentence
+from checkpoints import (
+    captioner,
+    causal,
+    classifier,
+    diffusion,
+    dual,
+    masked,
+    openclip,
+    sentence,
+)
 from checkpoints.family import VERDICTS, Family, Findings, NoReference
 from checkpoints.sandbox import run_in_child
 
@@ -43,6 +52,7 @@ ROLES = {
     "dual": dual,
     "open_clip": openclip,
     "captioner": captioner,
+    "diffusion": diffusion,
 }
 CACHE = Path.home() / ".cache" / "fuse" / "families"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints import diffusion
 from conftest import ROOT
 
 DEMO = ROOT / "fuse/demo"
@@ -39,9 +40,14 @@ def changed(path: Path, **changes: Any) -> None:
 def copied(name: str, folder: Path, canary: Path) -> Path:
     """Return a copy of a demo model, with modules of its own beside its files."""
     shutil.copytree(DEMO / name, folder)
-    for module in ("own.py", "modeling_own.py"):
-        (folder / module).write_text(code(canary))
+    own_modules(folder, canary)
     return folder
+
+
+def own_modules(folder: Path, canary: Path) -> None:
+    """Put modules that write the file beside those of a model."""
+    for module in ("own.py", "modeling_own.py", "pipeline.py"):
+        (folder / module).write_text(code(canary))
 
 
 KINDS = (
@@ -187,3 +193,92 @@ def pickled_projection(folder: Path, canary: Path) -> None:
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "2_Dense").mkdir()
     torch.save({"weight": Pickled(canary)}, folder / "2_Dense/pytorch_model.bin")
+
+
+PARTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+"""The folders of a pipeline of diffusers."""
+
+
+def diffusion_model(folder: Path, canary: Path) -> Path:
+    """Return a tiny pipeline of diffusers, with modules of its own in all of its folders."""
+    diffusion.pipeline().save_pretrained(folder)
+    for part in ("", *PARTS):
+        own_modules(folder / part, canary)
+    return folder
+
+
+def own_pipeline(folder: Path, canary: Path) -> None:
+    changed(folder / "model_index.json", _class_name=["pipeline", "Own"], auto_map=AUTO)
+
+
+def custom_pipeline(folder: Path, canary: Path) -> None:
+    asked = {"custom_pipeline": str(folder), "trust_remote_code": True}
+    changed(folder / "model_index.json", **asked)
+
+
+def own_unet(folder: Path, canary: Path) -> None:
+    changed(folder / "model_index.json", unet=["own", "Own"])
+    changed(folder / "unet/config.json", _class_name="Own", auto_map=AUTO)
+
+
+def known_unet_with_code(folder: Path, canary: Path) -> None:
+    changed(folder / "model_index.json", unet=["own", "UNet2DConditionModel"])
+    changed(folder / "unet/config.json", _class_name="Own", auto_map=AUTO)
+
+
+def own_scheduler(folder: Path, canary: Path) -> None:
+    changed(folder / "model_index.json", scheduler=["own", "Own"])
+    changed(folder / "scheduler/scheduler_config.json", _class_name="Own", auto_map=AUTO)
+
+
+def own_safety_checker(folder: Path, canary: Path) -> None:
+    own = {"safety_checker": ["own", "Own"], "feature_extractor": ["own", "Own"]}
+    changed(folder / "model_index.json", **own, image_encoder=["own", "Own"])
+    for part in ("safety_checker", "image_encoder"):
+        (folder / part).mkdir()
+        torch.save({"weight": Pickled(canary)}, folder / part / "pytorch_model.bin")
+        own_modules(folder / part, canary)
+
+
+def parts_with_code(folder: Path, canary: Path) -> None:
+    known_config_with_code(folder / "text_encoder", canary)
+    known_tokenizer_with_code(folder / "tokenizer", canary)
+
+
+def own_text_encoder(folder: Path, canary: Path) -> None:
+    own_config(folder / "text_encoder", canary)
+
+
+def attention_of_a_part(folder: Path, canary: Path) -> None:
+    attention_from_elsewhere(folder / "text_encoder", canary)
+
+
+def pickled_unet(folder: Path, canary: Path) -> None:
+    _pickled_part(folder / "unet", canary)
+
+
+def pickled_vae(folder: Path, canary: Path) -> None:
+    _pickled_part(folder / "vae", canary)
+
+
+def pickled_text_encoder(folder: Path, canary: Path) -> None:
+    _pickled_part(folder / "text_encoder", canary)
+
+
+def pickles_beside(folder: Path, canary: Path) -> None:
+    """Put pickles beside the weights of all parts, and learned words and an adapter of weights."""
+    for part in PARTS:
+        for name in ("pytorch_model.bin", "diffusion_pytorch_model.bin"):
+            torch.save({"weight": Pickled(canary)}, folder / part / name)
+    for name in ("learned_embeds.bin", "pytorch_lora_weights.bin"):
+        torch.save({"weight": Pickled(canary)}, folder / name)
+
+
+def _pickled_part(part: Path, canary: Path) -> None:
+    """Let the weights of a part of a pipeline be pickles alone."""
+    pickled_weights(part, canary)
+    torch.save({"weight": Pickled(canary)}, part / "diffusion_pytorch_model.bin")
+
+
+def link_to_a_pickled_unet(folder: Path, canary: Path) -> None:
+    link_to_a_pickle(folder / "unet", canary)

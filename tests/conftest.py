@@ -18,7 +18,7 @@ import typechecking
 
 ROOT = Path(__file__).resolve().parent.parent
 REALBED = ROOT.parent / "shared" / "realbed"
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
 typechecking.install()
 

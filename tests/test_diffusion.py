@@ -12,9 +12,8 @@ from typing import Any
 import command_line
 import pytest
 import torch
+from checkpoints.diffusion import denoising_error, noisy_versions, pipeline
 from conftest import ROOT
-from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import fuse
 from fuse import DenoisingError, Diffusion, FuseError, Term, hub
@@ -28,58 +27,6 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers comes with the ex
 
 TEXTS = ["a red house", "two dogs play in the snow by the sea", ""]
 IMAGE = fuse.open_image(ROOT / "images/boat.png")
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def pipeline(scheduler: str = "PNDMScheduler", masked: bool = False, **options: Any) -> Any:
-    """Make a tiny pipeline with random weights, and the tokenizer of the demo CLIP."""
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "fuse/demo/clip")
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    config.use_attention_mask = masked
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-    )
-    # Larger, so that texts matter
-    torch.nn.init.normal_(unet.conv_out.weight, std=0.5)
-    for name, weight in unet.named_parameters():
-        if "attn2.to_" in name and name.endswith("weight"):
-            torch.nn.init.normal_(weight, std=0.3)
-    encoder = CLIPTextModel(config).eval()
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
-    return diffusers.StableDiffusionPipeline(
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        vae=vae.eval(),
-        scheduler=getattr(diffusers, scheduler)(**BETAS, **options),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -97,26 +44,10 @@ def model(folder: Path) -> Diffusion:
 @torch.no_grad()
 def own_losses(pipe: Any, levels: list[int], seed: int, samples: int = 1) -> list[float]:
     """Return the loss of each text, by the pipeline's own parts, one pass each."""
-    pixels = pipe.image_processor.preprocess(IMAGE.resize((16, 16), Image.Resampling.LANCZOS))
-    clean = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    count = len(levels) * samples
-    noise = torch.randn((count, *clean.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    found = []
+    versions, found = noisy_versions(pipe, IMAGE, levels, seed, samples), []
     for text in TEXTS:
         states, _ = pipe.encode_prompt(text, "cpu", 1, False)
-        errors = []
-        for i in range(count):
-            level, eps = torch.tensor([levels[i // samples]]), noise[i : i + 1]
-            share = pipe.scheduler.alphas_cumprod[level]
-            noisy = share.sqrt() * clean + (1 - share).sqrt() * eps
-            target = {
-                "epsilon": eps,
-                "v_prediction": share.sqrt() * eps - (1 - share).sqrt() * clean,
-                "sample": clean,
-            }[pipe.scheduler.config.prediction_type]
-            said = pipe.unet(noisy, level, encoder_hidden_states=states).sample
-            errors.append(torch.nn.functional.mse_loss(said, target))
-        found.append(float(torch.stack(errors).mean()))
+        found.append(float(denoising_error(pipe, states, versions)))
     return found
 
 
@@ -135,7 +66,7 @@ def term(model: Diffusion, **options: Any) -> Term:
 def test_the_loss_is_that_of_the_pipelines_own_parts(
     scheduler: str, kind: str, masked: bool
 ) -> None:
-    pipe = pipeline(scheduler, masked, prediction_type=kind)
+    pipe = pipeline(scheduler, masked=masked, prediction_type=kind)
     scored = term(Diffusion(pipe), timesteps=4, noise_samples=2, seed=3)
     expected = own_losses(pipe, [125, 375, 625, 875], seed=3, samples=2)
     assert max(expected) - min(expected) > 1e-3

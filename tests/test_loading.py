@@ -155,6 +155,36 @@ def test_a_header_tells_what_a_gguf_file_holds(small_gguf: tuple[Path, Any]) -> 
     assert header.stored.num_numbers == sum(w.numel() for w in network.state_dict().values())
 
 
+def test_lists_of_a_gguf_file_are_those_of_its_library(
+    small_gguf: tuple[Path, Any], tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="GGUF files come with the extra `test`")
+    path = tmp_path / "lists.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, values in {
+        "texts": ["", "a", "\u00e9\U0001f600 ", "x" * 300],
+        "numbers": [1, -2, 3],
+        "shares": [0.5, -1.5],
+        "truths": [True, False],
+    }.items():
+        writer.add_array(name, values)
+    writer.add_string("text", "of its own")
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+
+    def fields(path: Path) -> dict[str, Any]:
+        read = {}
+        for name, field in gguf.GGUFReader(path).fields.items():
+            read[name] = [bytes(field.parts[i]) for i in field.data], field.types
+        return read
+
+    for file in (path, small_gguf[0]):
+        expected = fields(file)
+        with gguf_files.read_once():
+            assert fields(file) == expected
+
+
 def test_no_kernel_is_fetched_for_a_gguf_file(
     small_gguf: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ KINDS: dict[str, Any] = {
     "captioner": fuse.Captioner,
     "open_clip": fuse.OpenCLIP,
     "sentence": fuse.SentenceEncoder,
+    "diffusion": fuse.Diffusion,
 }
 NEVER_RUN = "code that comes with a model is never run"
 FIRES: list[tuple[str, Callable[[Path, Path], None], str]] = [
@@ -73,6 +74,20 @@ FIRES: list[tuple[str, Callable[[Path, Path], None], str]] = [
     ("sentence", canaries.pickled_weights, "pickled weights"),
     ("sentence", canaries.pickled_projection, "pickled weights"),
     ("sentence", canaries.adapter_of_peft, "PEFT"),
+    ("diffusion", canaries.own_pipeline, "expected a StableDiffusionPipeline"),
+    ("diffusion", canaries.custom_pipeline, ""),
+    ("diffusion", canaries.own_unet, "expected UNet2DConditionModel"),
+    ("diffusion", canaries.known_unet_with_code, ""),
+    ("diffusion", canaries.own_scheduler, ""),
+    ("diffusion", canaries.own_safety_checker, ""),
+    ("diffusion", canaries.parts_with_code, ""),
+    ("diffusion", canaries.own_text_encoder, ""),
+    ("diffusion", canaries.attention_of_a_part, "no code from elsewhere"),
+    ("diffusion", canaries.pickled_unet, "pickled weights"),
+    ("diffusion", canaries.pickled_vae, "pickled weights"),
+    ("diffusion", canaries.pickled_text_encoder, "pickled weights"),
+    ("diffusion", canaries.pickles_beside, ""),
+    ("diffusion", canaries.link_to_a_pickled_unet, "could not load it"),
 ]
 
 
@@ -87,7 +102,11 @@ def load(name: str, folder: Path) -> str:
 
 
 def model(name: str, folder: Path) -> Path:
-    """Return a copy of a demo model; the classifier's is a sentence encoder's, too."""
+    """Return a copy of a demo model; the classifier's is a sentence encoder's, too. Of a diffusion
+    model there is none: a tiny one is made.
+    """
+    if name == "diffusion":
+        return canaries.diffusion_model(folder / "model", folder / "canary")
     if name != "sentence":
         return copied(name, folder / "model", folder / "canary")
     made = copied("mood", folder / "model", folder / "canary")
@@ -128,6 +147,14 @@ def test_the_canaries_can_fire(tmp_path: Path) -> None:
     assert (tmp_path / "second").exists()
 
 
+@pytest.mark.parametrize("asked", [{"trust_remote_code": True}, {"custom_pipeline": "own"}])
+def test_no_argument_makes_a_pipeline_run_code(tmp_path: Path, asked: dict[str, Any]) -> None:
+    folder = model("diffusion", tmp_path)
+    with pytest.raises(fuse.FuseError) as raised:
+        fuse.Diffusion.load(str(folder), **asked)
+    assert "\n" not in str(raised.value) and not (tmp_path / "canary").exists()
+
+
 @pytest.mark.parametrize("suffix", ["pt", "bin", "npz", "ckpt"])
 def test_a_pickled_checkpoint_of_open_clip_is_refused(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"weights.{suffix}"
@@ -156,6 +183,9 @@ FILES = [
     ("sentence", "modules.json", {"missing"}),
     ("sentence", "1_Pooling/config.json", set()),
     ("sentence", "config_sentence_transformers.json", {"missing"}),
+    ("diffusion", "model_index.json", set()),
+    ("diffusion", "unet/config.json", set()),
+    ("diffusion", "scheduler/scheduler_config.json", set()),
 ]
 
 

@@ -12,10 +12,17 @@ from torch import Tensor
 
 import fuse
 from checkpoints import causal, masked, shrink, spelling
-from checkpoints.compare import compare_longest, compare_search, compare_term, fast_ways
+from checkpoints.compare import (
+    PROMPTS,
+    compare_longest,
+    compare_search,
+    compare_term,
+    fast_ways,
+)
 from checkpoints.family import Family, Findings, NoReference
 from checkpoints.reference import Reference, load_plainly
 from checkpoints.weights import randomise
+from fuse.text.template import Template
 
 ROLE = "classifier"
 NOT_TEXT = {
@@ -83,6 +90,16 @@ class ClassifierReference(Reference):
         super().__init__(load_plainly(AutoModelForSequenceClassification, folder), tokenizer)
         self.kind = self.network.config.problem_type
 
+    @torch.no_grad()
+    def far_rating(self) -> float:
+        """Return a rating that no text has: near its own the gradient is small, and rounded off."""
+        found = []
+        for prompt in PROMPTS:
+            for around in AROUND.values():
+                text = Template(**around).render(prompt)[0]
+                found.append(float(self.run(self.tokenizer(text).input_ids).logits[0]))
+        return 1.0 + max(found)
+
     def loss(
         self, term: fuse.Term, prompt: str, row: Any, embeddings: Tensor | None = None
     ) -> Tensor:
@@ -107,7 +124,7 @@ def check(folder: Path, findings: Findings) -> None:
     findings.fast_ways = fast_ways(model)
     loss = fuse.ClassNLL(1)
     if reference.kind == "regression":
-        loss = fuse.SquaredDistance(0.9)
+        loss = fuse.SquaredDistance(reference.far_rating())
     for name, around in AROUND.items():
         compare_term(reference, model, loss, around, findings, name)
     compare_longest(reference, model, loss, findings)

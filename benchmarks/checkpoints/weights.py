@@ -11,8 +11,11 @@ from checkpoints.family import relative
 
 SPREADS = (0.25, 0.12, 0.06, 0.03, 0.01)
 """Standard deviations that are tried: the first with which rounding errors stay small."""
-NOISE, MAX_GROWTH = 1e-5, 10.0
-"""Noise of this size in the embeddings may grow so many times on its way to the output."""
+NOISE, MAX_GROWTH, MAX_GRADIENT_GROWTH = 1e-5, 10.0, 50.0
+"""Noise of this size in the embeddings may grow so many times on its way to the output, and to the
+gradient: that depends on second derivatives, too.
+"""
+NUM_NOISES = 3
 IDS = range(5, 17)
 
 
@@ -29,26 +32,45 @@ def randomise(network: Any, seed: int = 0, spreads: tuple[float, ...] = SPREADS)
             weight.copy_(starts[name] + spread * torch.randn(weight.shape, generator=generator))
         if hasattr(network, "tie_weights"):
             network.tie_weights()
-        if _growth(network) <= MAX_GROWTH:
+        if _is_steady(network):
             return
 
 
-def _growth(network: Any) -> float:
-    """Return how much larger a small error in the embeddings is in the output; 0 where the network
-    does not read ids alone.
+def _is_steady(network: Any) -> bool:
+    """Whether small errors in the embeddings stay small in the output and in the gradient; so it is
+    where the network does not read ids alone.
     """
-    ids = torch.tensor([IDS])
+    try:
+        plain, gradient = _output_and_gradient(network, None)
+        for noise_seed in range(1, 1 + NUM_NOISES):
+            output, changed = _output_and_gradient(network, noise_seed)
+            if not relative(output, plain) <= MAX_GROWTH * NOISE:
+                return False
+            if not relative(changed, gradient) <= MAX_GRADIENT_GROWTH * NOISE:
+                return False
+    except Exception:  # the check says so, by the same pass
+        return True
+    return True
+
+
+def _output_and_gradient(network: Any, noise_seed: int | None) -> tuple[Tensor, Tensor]:
+    """Return what a network makes of a few ids, and the gradient of a fixed sum of it by their
+    embeddings, to which noise is added if there is a seed.
+    """
+    read: list[Tensor] = []
 
     def noisy(_: Any, __: Any, out: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(1)
-        noise = torch.randn(out.shape, generator=generator)
-        return out + NOISE * out.norm() / noise.norm() * noise
+        embeddings = out.detach()
+        if noise_seed is not None:
+            generator = torch.Generator().manual_seed(noise_seed)
+            noise = torch.randn(out.shape, generator=generator)
+            embeddings = embeddings + NOISE * out.norm() / noise.norm() * noise
+        read.append(embeddings.requires_grad_())
+        return read[-1].clone()  # some networks write to what they have looked up
 
-    try:
-        layer = network.get_input_embeddings()
-        plain = network(input_ids=ids)[0]
-        with layer.register_forward_hook(noisy):
-            changed = network(input_ids=ids)[0]
-        return relative(changed, plain) / NOISE
-    except Exception:  # the check says so, by the same pass
-        return 0.0
+    layer = network.get_input_embeddings()
+    with torch.enable_grad(), layer.register_forward_hook(noisy):
+        output = network(input_ids=torch.tensor([IDS]))[0]
+        factors = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad((output * factors).sum(), read[0])
+    return output.detach(), gradient

@@ -232,18 +232,22 @@ def _readable(target: Vocabulary, texts: Mapping[Ids, str]) -> dict[Ids, _ReadWo
 def _vectors(
     model: VectorModel, words: list[_ReadWord], progress: Progress
 ) -> Float[Tensor, "w e"]:
-    """Return the model's vector of each word alone; words of like length are read together."""
+    """Return the model's vector of each word alone; words of like length are read together, and
+    what the model reads alike, as one that knows no capitals does, is read once.
+    """
     if not words:
         return torch.zeros(0, 0)
-    order = sorted(range(len(words)), key=lambda i: len(words[i].encoded.ids))
-    shown = iter(progress([words[i].text for i in order]))
+    rows = {word.encoded.ids: word for word in words}
+    order = sorted(rows, key=len)
+    shown = iter(progress([rows[ids].text for ids in order]))
     found: list[Tensor] = []
     for start in range(0, len(order), BATCH_WORDS):
-        batch = [words[i].encoded for i in order[start : start + BATCH_WORDS]]
+        batch = [rows[ids].encoded for ids in order[start : start + BATCH_WORDS]]
         found.append(model.vector(pad(batch, model.device)).float().cpu())
         for _ in batch:
             next(shown)
-    return torch.cat(found)[torch.tensor(order).argsort()]
+    index = {ids: i for i, ids in enumerate(order)}
+    return torch.cat(found)[torch.tensor([index[word.encoded.ids] for word in words])]
 
 
 @torch.no_grad()

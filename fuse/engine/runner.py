@@ -304,7 +304,7 @@ class ModelRunner:
         source, matches = self._source(cache, first)
         if source is not None and source.prefixes is None:
             self._fill(source, None)
-        rows = [Encoded(ids, (), (0, 0), (0, 0)) for ids in cache.rows]
+        rows = [Encoded.of_ids(ids) for ids in cache.rows]
         reuse = Reuse(None, matches)
         if source is not None and source.prefixes is not None and source.prefixes.keys_values:
             reuse = Reuse(source.prefixes, matches)

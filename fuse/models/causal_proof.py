@@ -165,7 +165,7 @@ class CausalProof:
     def _gradient_proof(self) -> GradientProof:
         """Return the proof of the gradient of a row's log-probability."""
         model, row = self._model, self._rows.ids[0]
-        inputs = pad([Encoded(row, (), (0, 0), (0, 0))], model.device)
+        inputs = pad([Encoded.of_ids(row)], model.device)
         read = torch.ones_like(inputs.mask)
 
         def plain(log_probs: Float[Tensor, "t v"]) -> Tensor:

@@ -15,7 +15,7 @@ from fuse.models.base import VectorModel, context_length
 from fuse.models.loading import load_network, load_pretrained, loading
 from fuse.models.proof import FastWay
 from fuse.models.vector_proof import prove_gradient, settle
-from fuse.nn.batch import Inputs
+from fuse.nn.batch import Inputs, unpadded
 from fuse.nn.lm_head import widened
 from fuse.options import shown
 
@@ -140,11 +140,9 @@ class Classifier(VectorModel):
     def _one_by_one(self, inputs: Inputs) -> Float[Tensor, "b c"]:
         """Read each row plainly, with neither padding nor mask."""
         found = []
-        for row, length in enumerate(inputs.mask.sum(1).tolist()):
-            here = slice(row, row + 1), slice(length)
-            embeddings = None if inputs.embeddings is None else inputs.embeddings[here]
-            with self.reading(embeddings):
-                found.append(widened(self.network(input_ids=inputs.ids[here]).logits))
+        for row in unpadded(inputs):
+            with self.reading(row.embeddings):
+                found.append(widened(self.network(input_ids=row.ids).logits))
         return torch.cat(found)
 
     def _padding(self, config: Any) -> int:

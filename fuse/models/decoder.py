@@ -103,7 +103,7 @@ class Decoder(Model):
         """
         network, layer = self.network, self.network.get_output_embeddings()
         usable: list[bool] = []
-        row = tuple(islice(own_tokens(self.vocabulary), 4))
+        row = tuple(islice(own_tokens(self), 4))
 
         def last_logits() -> Float[Tensor, " v"]:
             logits, given, returned = _output(network, layer, row, self.device)

@@ -6,6 +6,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,9 @@ def read_once() -> Iterator[None]:
     library: Any = import_module("gguf")
 
     class Reader(library.GGUFReader):
-        """Reads from a plain array, of which a part takes less time than of a mapped file."""
+        """Reads from a plain array, of which a part takes less time than of a mapped file; and
+        lists, such as a vocabulary of strings, at once.
+        """
 
         @property
         def data(self) -> Any:
@@ -108,6 +111,21 @@ def read_once() -> Iterator[None]:
         def data(self, mapped: Any) -> None:
             self._plain = mapped.view(numpy.ndarray)
 
+        def _get_field_parts(self, start: int, kind: int) -> tuple[int, list[Any], list[int], Any]:
+            """Return the size of a value, its parts, which of them are data, and its types."""
+            if kind != ARRAY or sys.byteorder == "big" or self.byte_order == "S":
+                return super()._get_field_parts(start, kind)
+            inner, count = struct.unpack_from("<IQ", self._plain, start)
+            if inner == STRING:
+                size, parts = _strings(memoryview(self._plain), start + 12, count)
+            elif inner in NUMBERS:
+                numbers = self._get(start + 12, self.gguf_scalar_to_np[inner], count)
+                size, parts = numbers.nbytes, [numbers[i : i + 1] for i in range(count)]
+            else:
+                return super()._get_field_parts(start, kind)
+            types = [library.GGUFValueType(one) for one in ((kind, inner) if count else (kind,))]
+            return 12 + size, parts, list(range(count)), types
+
     before = library.GGUFReader, library.get_tensor_name_map
     library.GGUFReader, library.get_tensor_name_map = (
         cache(Reader),
@@ -117,6 +135,16 @@ def read_once() -> Iterator[None]:
         yield
     finally:
         library.GGUFReader, library.get_tensor_name_map = before
+
+
+def _strings(data: memoryview, start: int, count: int) -> tuple[int, list[bytes]]:
+    """Return how many bytes a list of strings takes, and the strings."""
+    found, at = [], start
+    for _ in range(count):
+        (length,) = struct.unpack_from("<Q", data, at)
+        found.append(bytes(data[at + 8 : at + 8 + length]))
+        at += 8 + length
+    return at - start, found
 
 
 class _Odd(ValueError):

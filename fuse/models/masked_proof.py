@@ -107,7 +107,7 @@ class MaskedProof:
     def _gradient_proof(self) -> GradientProof:
         """Return the proof of the gradient of what is predicted in the first row."""
         model, at, row = self._model, self._positions[0], self._rows.ids[0]
-        inputs = pad([Encoded(row, (), (0, 0), (0, 0))], model.device)
+        inputs = pad([Encoded.of_ids(row)], model.device)
 
         def plain(log_probs: Float[Tensor, "t v"]) -> Tensor:
             return log_probs[at, row[at]]

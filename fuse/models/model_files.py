@@ -150,7 +150,7 @@ def stored_size(source: str, config: Mapping[str, Any], **options: Any) -> Store
     index = read_object(source, f"{weights.removesuffix(SHARDS)}{SHARDS}", **options)
     parts = index.get("weight_map")
     if not isinstance(parts, dict) or not parts:
-        raise no_safetensors(source)
+        raise no_safetensors(source, options.get("subfolder") or "")
     names = sorted({str(part) for part in parts.values()})
     paths = []
     for name in names:
@@ -182,13 +182,14 @@ def size_of_files(paths: list[Path], quantised: bool = False) -> StoredSize:
     return StoredSize(num_tensors, num_numbers, quantised)
 
 
-def no_safetensors(source: str) -> FuseError:
+def no_safetensors(source: str, subfolder: str = "") -> FuseError:
     """Return what to say of a model without safetensors weights."""
-    folder, pickled = Path(source).expanduser(), ""
+    folder, pickled = Path(source).expanduser() / subfolder, ""
     if folder.is_dir():
         pickled = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)[:3])
     found = f"pickled weights ({pickled})" if pickled else "no safetensors weights"
-    return FuseError(f"model_id={source}: has {found}; {HOW_TO_CONVERT}")
+    part = f"its {subfolder} " if subfolder else ""
+    return FuseError(f"model_id={source}: {part}has {found}; {HOW_TO_CONVERT}")
 
 
 HOW_TO_CONVERT = (

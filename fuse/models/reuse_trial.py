@@ -14,7 +14,6 @@ from torch import Tensor
 from fuse.models.base import Model
 from fuse.nn.batch import CachedPrefixes, CacheHits, Inputs, pad
 from fuse.text.template import Encoded
-from fuse.text.vocabulary import Vocabulary
 from fuse.types import Ids
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class TrialRows:
         self._model = model
         self.length = len(model.vocabulary.head) + 2
         """How many tokens each prefix has."""
-        rows = _rows(model.vocabulary, self.length)
+        rows = _rows(model, self.length)
         self.ids = [row.ids for row in rows]
         self.inputs = pad(rows, model.device)
         self.fit = self.inputs.ids.shape[1] <= model.vocabulary.max_length
@@ -67,7 +66,7 @@ class TrialRows:
 
     def _batch(self, rows: Sequence[Ids]) -> Inputs:
         """Make a batch of ids."""
-        return pad([Encoded(ids, (), (0, 0), (0, 0)) for ids in rows], self._model.device)
+        return pad([Encoded.of_ids(ids) for ids in rows], self._model.device)
 
     def _hits(
         self,
@@ -143,23 +142,33 @@ def relative_error(found: Float[Tensor, "n d"], expected: Float[Tensor, "n d"]) 
     return float((found - expected).norm() / (expected - expected.mean(0)).norm())
 
 
-def own_tokens(vocabulary: Vocabulary) -> Iterator[int]:
-    """Yield ids from all over the vocabulary without end, without special tokens."""
-    tokenizer = vocabulary.tokenizer
+def own_tokens(model: Model) -> Iterator[int]:
+    """Yield ids from all over a model's vocabulary without end, without special tokens and those
+    that the network takes for padding.
+    """
+    vocabulary, tokenizer = model.vocabulary, model.vocabulary.tokenizer
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    special |= {*vocabulary.head, *vocabulary.tail}
+    special |= {*vocabulary.head, *vocabulary.tail, *_padding(model)}
     size = min(len(vocabulary), len(tokenizer))
     usual = [token for token in range(size) if token not in special] or range(size)
     return cycle(usual[:: max(1, len(usual) // 64)])
 
 
-def _rows(vocabulary: Vocabulary, prefix_length: int) -> list[Encoded]:
+def _padding(model: Model) -> Iterator[int | None]:
+    """Yield the ids of padding that parts of a network name."""
+    for module in model.network.modules():
+        yield getattr(getattr(module, "config", None), "pad_token_id", None)
+    for layer in model.lookups.layers:
+        yield getattr(layer, "padding_idx", None)
+
+
+def _rows(model: Model, prefix_length: int) -> list[Encoded]:
     """Make the rows of a trial."""
-    ids = own_tokens(vocabulary)
+    ids, vocabulary = own_tokens(model), model.vocabulary
     num_free = prefix_length - len(vocabulary.head)
     prefixes = [vocabulary.head + tuple(islice(ids, num_free)) for _ in set(PREFIX_OF_ROW)]
     rows = []
     for number, count in zip(PREFIX_OF_ROW, NUM_OWN_TOKENS, strict=True):
         own = tuple(islice(ids, count)) + vocabulary.tail
-        rows.append(Encoded(prefixes[number] + own, (), (0, 0), (0, 0)))
+        rows.append(Encoded.of_ids(prefixes[number] + own))
     return rows

@@ -16,9 +16,10 @@ from torch.nn.functional import normalize
 from fuse.errors import FuseError
 from fuse.models.base import EmbeddingModel, context_length
 from fuse.models.loading import loading
+from fuse.models.proof import FastWay
 from fuse.models.sentence_files import load_encoder
-from fuse.models.vector_proof import prove_gradient
-from fuse.nn.batch import Inputs, pad
+from fuse.models.vector_proof import prove_gradient, settle
+from fuse.nn.batch import Inputs, pad, unpadded
 from fuse.text.template import Template
 from fuse.text.vocabulary import require_text
 from fuse.types import Ids
@@ -62,8 +63,16 @@ class SentenceEncoder(EmbeddingModel):
             instruction = ""
         super().__init__(encoder, tokenizer, layer(), _max_length(encoder), head, tail)
         self.vocabulary.instruction = instruction
+        self.acceleration.turn(False)
+        self.turn_padding(False)
         self._check_reading()
+        packed = FastWay("prepacked weights", self.acceleration.turn)
+        settle(self, [FastWay("padded rows", self.turn_padding), packed])
         prove_gradient(self, self.vector)
+
+    def turn_padding(self, on: bool) -> None:
+        """Read rows of unequal length as a batch, or one by one."""
+        self._pads = on
 
     @classmethod
     def load(
@@ -88,6 +97,12 @@ class SentenceEncoder(EmbeddingModel):
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "b e"]:
         """Return unit sentence vectors."""
+        if not self._pads:
+            return torch.cat([self._vectors_of(row) for row in unpadded(inputs)])
+        return self._vectors_of(inputs)
+
+    def _vectors_of(self, inputs: Inputs) -> Float[Tensor, "b e"]:
+        """Return unit sentence vectors of rows that are read as they are."""
         features = {"input_ids": inputs.ids, "attention_mask": inputs.mask.long()}
         with self.reading(inputs.embeddings):
             return self._vectors({**features, **self._features})
@@ -106,7 +121,9 @@ class SentenceEncoder(EmbeddingModel):
                     len(row.ids),
                     limit,
                 )
-        return self._vectors(self._read(texts)) if texts else torch.zeros(0, 0)
+        batches = [texts] if self._pads else [[text] for text in texts]
+        found = [self._vectors(self._read(batch)) for batch in batches]
+        return torch.cat(found) if texts else torch.zeros(0, 0)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,21 +147,15 @@ class SentenceEncoder(EmbeddingModel):
 
     @torch.no_grad()
     def _check_reading(self) -> None:
-        """Check that ids and vectors of a few texts are the library's own.
-
-        Each is read alone, and all as one batch: that compares padding, and roughly, since layers
-        of whole numbers round by the batch.
-        """
+        """Check that ids and vectors of a few texts, each read alone, are the library's own."""
         rows = Template().encode(self.vocabulary, TRIALS)
         far = MAX_FAR if self.network.dtype == torch.float32 else MAX_COARSE_FAR
-        together = self.vector(pad(rows, self.device))
-        for text, row, in_batch in zip(TRIALS, rows, together, strict=True):
+        for text, row in zip(TRIALS, rows, strict=True):
             if len(row.ids) > self.vocabulary.max_length:
                 continue
             read = self._read([text])
             (own,), (alone,) = self._vectors(read), self.vector(pad([row], self.device))
-            same = 1 - own @ alone <= far and 1 - own @ in_batch <= MAX_COARSE_FAR
-            if _ids(read)[0] != row.ids or not same:
+            if _ids(read)[0] != row.ids or not 1 - own @ alone <= far:
                 raise FuseError(
                     f"network={type(self.network.transformers_model).__name__}: its vector of "
                     f"{text!r} is not that of sentence-transformers, which reads "

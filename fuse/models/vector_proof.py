@@ -4,8 +4,9 @@ time, with neither padding nor mask; and that embeddings can stand in for a text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 from fuse.models.base import Model, VectorModel
 from fuse.models.model_files import first_line
 from fuse.models.proof import FastWay, Proof, agree
+from fuse.models.reuse_trial import own_tokens
 from fuse.nn.batch import Inputs, pad
 from fuse.text.template import Encoded
 
@@ -37,12 +39,8 @@ def settle(model: VectorModel, ways: Sequence[FastWay]) -> None:
     Raises:
         FuseError: a text's vector is another one from pass to pass.
     """
-    usual = model.vocabulary.allowed.nonzero()[:, 0]
-    tokens = usual[:: max(1, len(usual) // sum(LENGTHS))].tolist()
-    rows = []
-    for length in LENGTHS:
-        rows.append(_row(model, tokens[:length]))
-        tokens = tokens[length:] or tokens
+    tokens = own_tokens(model)
+    rows = [_row(model, islice(tokens, length)) for length in LENGTHS]
     inputs = pad(rows, model.device)
     expected = model.vector(inputs)
     if not expected.isfinite().all():
@@ -97,15 +95,11 @@ def _reads_embeddings(model: Model, vector: Vectors) -> bool:
 
 def _texts(model: Model) -> list[Inputs]:
     """Return two different texts of equal length."""
-    vocabulary = model.vocabulary
-    tokens = vocabulary.allowed.nonzero()[-2 * NUM_TOKENS :, 0].tolist()
-    texts = []
-    for free in (tokens[:NUM_TOKENS], tokens[-NUM_TOKENS:]):
-        texts.append(pad([_row(model, free)], model.device))
-    return texts
+    tokens = own_tokens(model)
+    return [pad([_row(model, islice(tokens, NUM_TOKENS))], model.device) for _ in range(2)]
 
 
-def _row(model: Model, tokens: Sequence[int]) -> Encoded:
+def _row(model: Model, tokens: Iterable[int]) -> Encoded:
     """Return a text of these tokens."""
     ids = (*model.vocabulary.head, *tokens, *model.vocabulary.tail)
-    return Encoded(ids, (), (0, 0), (0, 0))
+    return Encoded.of_ids(ids)

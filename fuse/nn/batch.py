@@ -6,7 +6,7 @@ vocabulary, d width. Layers may have unequal numbers of heads, and unequal width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,6 +100,15 @@ class Inputs:
             embeddings,
             hits=hits,
         )
+
+
+def unpadded(inputs: Inputs) -> Iterator[Inputs]:
+    """Yield each row as a batch of its own, without padding, `labels` and `hits`."""
+    for row, length in enumerate(inputs.mask.sum(1).tolist()):
+        here = slice(row, row + 1), slice(length)
+        embeddings = None if inputs.embeddings is None else inputs.embeddings[here]
+        ids, mask, free, label = inputs.ids, inputs.mask, inputs.free, inputs.label
+        yield Inputs(ids[here], mask[here], free[here], label[here], embeddings)
 
 
 def pad(rows: Sequence[Encoded], device: torch.device) -> Inputs:

@@ -125,6 +125,11 @@ class Encoded:
         free = overlapping(padded, prompt)
         return Encoded(head + ids + tail, padded[slice(*free)], free, label_span, prompt[0])
 
+    @staticmethod
+    def of_ids(ids: Ids) -> Encoded:
+        """Return a row of these ids, of which none spells a prompt or a label."""
+        return Encoded(ids, (), (0, 0), (0, 0))
+
     @property
     def free_ids(self) -> Ids:
         """The ids that spell the prompt."""
