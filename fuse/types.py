@@ -43,6 +43,8 @@ class Candidates:
     """The state of the generator after proposing; set by the search."""
     began: float = field(default_factory=perf_counter, repr=False)
     """When proposing began, by `time.perf_counter`; set by the search."""
+    operations_before: int | None = field(default=None, repr=False)
+    """How many operations the models had made when proposing began; set by the search."""
 
     def kept(self, index: Sequence[int]) -> Candidates:
         """Return some of the candidates."""
@@ -65,6 +67,8 @@ class Evaluation:
     """Whether the text spells itself, fits every model and obeys the constraints."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """The factor of each term in the sum; 1 where none is given."""
+    operations: int = 0
+    """How many operations the models have made to propose and to score them; set by the search."""
 
     @property
     def num_non_finite(self) -> int:
@@ -122,6 +126,8 @@ class Step:
     terms: dict[str, float]
     evaluations: int
     seconds: float
+    operations: int = 0
+    """How many operations the models have made for the search so far."""
 
 
 @dataclass(frozen=True)
@@ -174,3 +180,5 @@ class Result:
     """How many candidates were dropped because a loss or a gradient was not finite."""
     front: tuple[FrontPrompt, ...] = ()
     """The Pareto front, the lowest sum first; empty of strategies that keep none."""
+    operations: int = 0
+    """How many operations the models have made for the search, as `OperationCounter` counts."""

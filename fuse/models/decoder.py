@@ -120,7 +120,8 @@ class Decoder(Model):
         """The output layer; None where the logits are not what it returns, unchanged."""
         if usable[0]:
             assert isinstance(weight, Tensor)
-            self._own_head = LMHead(layer, table if self.tied else EmbeddingTable(weight))
+            own_table = table if self.tied else EmbeddingTable(weight)
+            self._own_head = LMHead(layer, own_table, self.operations)
         self._head = self._own_head
         """The output layer where it computes the logits that are read, when they are read."""
 
