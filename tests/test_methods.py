@@ -1205,3 +1205,44 @@ def test_the_best_swaps_of_a_step_are_joined_in_the_next(
     state = plain.start()
     state = plain.accept(state, plain.evaluate(state, plain.propose(state)))
     assert state.method is None
+
+
+@pytest.mark.parametrize("kind", [fuse.GCG, fuse.Random])
+def test_a_search_with_few_texts_scores_them_all_and_ends(
+    lm: fuse.CausalLM, kind: type[fuse.GCG]
+) -> None:
+    """Single swaps first, then two at once; each text once."""
+    constraints = fuse.Constraints(allow=("red", "house"))
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), constraints=constraints)
+    objective.long_words = []
+    method = kind(search_width=64, top_k=2, moves=("swap",), prompt_length=2, steps=100)
+    search = fuse.Search(objective, method)
+    state, asked = search.start(), []
+    asked += state.beam
+    while not state.ended:
+        candidates = search.propose(state)
+        asked += candidates.ids
+        state = search.accept(state, search.evaluate(state, candidates))
+    assert state.ended == "exhausted"
+    tokens = objective.allowed.nonzero().flatten().tolist()
+    pairs = [(first, second) for first in tokens for second in tokens]
+    expected = {pair for pair, ok in zip(pairs, objective.valid(pairs), strict=True) if ok}
+    assert len(asked) == len(set(asked))
+    assert set(asked) == expected | set(asked[:1])
+
+
+def test_shortlists_grow_where_few_new_edits_are_left_and_shrink_with_a_new_beam(
+    guide: Guide, generator: torch.Generator
+) -> None:
+    row = ids(guide, "A red house")
+    accept_all(guide)
+    set_gradient(guide, favouring(guide, RARE))
+    method = fuse.GCG(search_width=60, top_k=2, moves=("swap",))
+    first = candidates_of(method, [row], guide, generator)
+    assert first.state.factor == 2
+    guide.scored = set(first.ids)
+    second = candidates_of(method, [row], guide, generator, first.state)
+    assert not set(first.ids) & set(second.ids)
+    assert second.state.factor == 4
+    other = candidates_of(method, [first.ids[0]], guide, generator, second.state)
+    assert other.state.factor == 2

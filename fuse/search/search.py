@@ -183,6 +183,7 @@ class Search:
         if prefill:
             self.objective.prefill(state.beam)
         stage, rng = self.stages[state.stage], self._rng(state)
+        self.guide.scored = state.scored
         candidates = stage.method.propose(state.method, state.beam, self.guide, rng)
         if candidates is None:
             candidates = Candidates(over=True)
