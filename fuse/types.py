@@ -67,6 +67,8 @@ class Evaluation:
     """Whether the text spells itself, fits every model and obeys the constraints."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """The factor of each term in the sum; 1 where none is given."""
+    left_out: tuple[Entry, ...] = ()
+    """The leaves, of an evaluation that is without them."""
     operations: int = 0
     """How many operations the models have made to propose and to score them; set by the search."""
 
@@ -87,6 +89,7 @@ class Evaluation:
             loss=self.loss[kept],
             terms={name: losses[kept] for name, losses in self.terms.items()},
             valid=self.valid[kept],
+            left_out=tuple(entry for entry in self.entries() if entry.ids in leaves),
         )
 
     def entries(self) -> list[Entry]:
