@@ -25,6 +25,7 @@ VARIANTS = {
     "autodan": ("autodan", {"logit_weight": 0.0}),
     "autodan_readable": ("autodan", {}),
     "relaxed": ("relaxed", {}),
+    "relaxed_simplex": ("relaxed", {"projection": "simplex", "lr": 0.1}),
     "langevin": ("langevin", {}),
     "pez": ("pez", {}),
     "embedding": ("embedding", {}),
