@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -301,6 +302,42 @@ def test_gcg_draws_its_swaps_uniformly_from_the_shortlist(
     assert sum(cells) == 1200  # nothing beside the shortlist
     expected = [1200 / len(cells)] * len(cells)
     assert chi_square(cells, expected) < 45  # 17 degrees of freedom: 1 in 4000
+
+
+@pytest.mark.parametrize("skew", [2.0, 4.0])
+def test_a_skew_draws_the_first_of_a_shortlist_more_often(
+    guide: Guide, generator: torch.Generator, skew: float
+) -> None:
+    """Rank r of n with the chance ((r + 1) / n)^(1 / skew) - (r / n)^(1 / skew)."""
+    row, shortlist = ids(guide, "A red house"), (1500, 300, 40, 700)
+    accept_all(guide)
+    set_gradient(guide, favouring(guide, shortlist))
+    method = fuse.GCG(search_width=1, top_k=4, moves=("swap",), skew=skew)
+    seen: Counter[int] = Counter()
+    for _ in range(1200):
+        (new,) = propose(method, [row], guide, generator)
+        (position,) = changes(new, row)
+        seen[new[position]] += 1
+    below = [(rank / 4) ** (1 / skew) for rank in range(5)]
+    expected = [1200 * (high - low) for low, high in pairwise(below)]
+    assert chi_square([seen[token] for token in shortlist], expected) < 18
+
+
+def test_a_distance_weight_keeps_far_tokens_out_of_the_shortlist(guide: Guide) -> None:
+    row = ids(guide, "A red house")
+    gradient = torch.randn(len(guide.vocabulary), generator=torch.Generator().manual_seed(4))
+    set_gradient(guide, gradient)
+    table = guide.vocabulary.embedding.float()
+    means = []
+    for weight in (0.0, 1.0, 100.0):
+        method = fuse.GCG(top_k=20, distance_weight=weight)
+        lists = method.shortlist(None, swap_sites(0, row), guide)
+        far = torch.cdist(table[list(row)], table).gather(1, lists.tokens)
+        means.append(float(far.mean()))
+    assert means[0] > means[1] > means[2]
+    nearest = torch.cdist(table[list(row)], table).masked_fill(~guide.allowed, torch.inf)
+    expected = nearest.topk(20, largest=False).indices
+    assert tokens_of(lists) == [set(own) for own in expected.tolist()]
 
 
 @pytest.mark.parametrize("name", ["gcg", "random"])

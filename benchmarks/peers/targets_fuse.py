@@ -20,6 +20,12 @@ EDITS = {"moves": ("swap",)}
 VARIANTS = {
     "gcg": ("gcg", EDITS),
     "gcg_merge": ("gcg", {**EDITS, "merge": 7}),
+    "gcg_narrow": ("gcg", {**EDITS, "search_width": 32}),
+    "gcg_narrow_merge": ("gcg", {**EDITS, "search_width": 32, "merge": 7}),
+    "gcg_pairs": ("gcg", {**EDITS, "n_replace": 2}),
+    "gcg_skew": ("gcg", {**EDITS, "skew": 2.0}),
+    "gcg_distance": ("gcg", {**EDITS, "distance_weight": 1.0}),
+    "gcg_momentum": ("gcg", {**EDITS, "momentum": 0.5}),
     "random": ("random", EDITS),
     "gibbs": ("gibbs", {}),
     "autodan": ("autodan", {"logit_weight": 0.0}),

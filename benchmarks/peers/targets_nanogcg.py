@@ -18,6 +18,7 @@ model = AutoModelForCausalLM.from_pretrained(
     first["model"], torch_dtype=getattr(torch, first["dtype"])
 ).to(first["device"])
 tokenizer = AutoTokenizer.from_pretrained(first["model"])
+model.requires_grad_(False)
 counter = counter_of(model)
 
 

@@ -84,6 +84,7 @@ first = tasks[0]
 torch.set_num_threads(first["threads"])
 network = AutoModelForCausalLM.from_pretrained(first["model"], dtype=getattr(torch, first["dtype"]))
 network.to(first["device"])
+network.requires_grad_(False)
 counter = counter_of(network)
 model = LMHFModel(
     first["model"], device=first["device"], loaded_model=network, use_prefix_cache=True
@@ -121,7 +122,8 @@ def run(task):
     )
     half = [loss for spent, loss, _ in record.steps if spent - before <= task["budget"] / 2]
     return {
-        "text": result.best_trigger_str,
+        # Where its first step was not within the budget, it has no text
+        "text": result.best_trigger_str or task["init"],
         "operations": counter.total - before,
         "evaluations": 0,
         "steps": len(record.steps),

@@ -192,8 +192,8 @@ class Decoder(Model):
         count = getattr(self.network.config.get_text_config(), "num_hidden_layers", 0)
         for module in self.network.get_decoder().modules():
             if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-                return module
-        return ()
+                return list(module)
+        return []
 
     def states(self, inputs: Inputs, module: Any) -> Float[Tensor, "b t d"]:
         """Return what a module of the network returns for each token of rows, read whole.

@@ -22,12 +22,16 @@ class OperationCounter:
 
     def __init__(self, network: Any) -> None:
         self.total = 0
+        self._num_summed: dict[int, int] = {}
+        """Of how many products the numbers of each layer are the sum, by its `id`."""
         for module in network.modules():
             hooks = module._forward_hooks
             # A network that was another model's has its counter's hooks
             for key in [key for key, hook in hooks.items() if _is_own(hook)]:
                 del hooks[key]
-            if _num_summed(module):
+            count = _num_summed(module)
+            if count:
+                self._num_summed[id(module)] = count
                 module.register_forward_hook(self._count)
 
     def add(self, num_results: int, num_summed: int, differentiated: bool = False) -> None:
@@ -44,7 +48,9 @@ class OperationCounter:
         """Count what a layer has just returned."""
         out = out[0] if isinstance(out, tuple) else out
         if isinstance(out, Tensor):
-            self.add(out.numel(), _num_summed(module), out.requires_grad)
+            # A copy of the network has layers of its own
+            count = self._num_summed.get(id(module)) or _num_summed(module)
+            self.add(out.numel(), count, out.requires_grad)
 
 
 def _num_summed(module: Any) -> int:

@@ -137,22 +137,31 @@ class Edits(Method):
         lists = Shortlists([], torch.zeros(0, 1, dtype=torch.long))
         if sites:
             lists = wide.shortlist(before.own, sites, guide)
-        draw = _Draw(wide, beam, lists, rng)
-        parent_of = {row: 0 for row in before.joined if row not in guide.scored}
+        parent_of = self._new(before.joined, _Draw(wide, beam, lists, rng), len(beam), guide)
+        after: Any = self._after(before, beam, lists, len(parent_of), guide)
+        if not self.merge and after == EditState(after.own, after.beam):
+            # Nothing but what the shortlists depend on
+            after = after.own if isinstance(state, EditState) else lists.state
+        parents = list(parent_of.values())
+        return Candidates(list(parent_of), parents, after, lists.num_non_finite)
+
+    def _new(
+        self, joined: Sequence[Ids], draw: _Draw, num_rows: int, guide: Guide
+    ) -> dict[Ids, int]:
+        """Return rows that the search has not scored, with the row of the beam that each was made
+        from.
+        """
+        parent_of = {row: 0 for row in joined if row not in guide.scored}
         kept: list[Ids] = []
         for start in range(0, DRAWS * self.search_width, 2 * self.search_width):
             for i in range(start, start + 2 * self.search_width):
                 drawn = draw.candidate(i)
                 if drawn is not None and drawn not in guide.scored:
-                    parent_of.setdefault(drawn, i % len(beam))
+                    parent_of.setdefault(drawn, i % num_rows)
             kept = first_valid(parent_of, guide, self.search_width)
             if len(kept) == self.search_width:
                 break
-        after: Any = self._after(before, beam, lists, len(kept), guide)
-        if not self.merge and after == EditState(after.own, after.beam):
-            # Nothing but what the shortlists depend on
-            after = after.own if isinstance(state, EditState) else lists.state
-        return Candidates(kept, [parent_of[row] for row in kept], after, lists.num_non_finite)
+        return {row: parent_of[row] for row in kept}
 
     def widened(self, factor: int, guide: Guide) -> Edits:
         """Return the method with shortlists so many times as long, as far as there are tokens."""
