@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.objective import Objective
+from fuse.statistics import standardised
 from fuse.types import Ids
 
 
@@ -48,9 +49,19 @@ class Guide:
         self.word_proposals = objective.word_proposals
         self.long_words = objective.long_words
         """The listed words of several tokens."""
+        self.match = objective.match
+        self.has_secondaries = bool(objective.secondaries)
+        self.primary_weight = objective.primary.weight
         self.embedding_gradient = objective.embedding_gradient
         self.position_log_probs = objective.position_log_probs
         self.next_token_log_probs = objective.next_token_log_probs
+
+    def pull(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
+        """Return how much the secondaries want each token at one position of each row, read there
+        as the mean of all: -z(gradient).
+        """
+        gradient = self._objective.secondary_gradient(rows, positions, "mean")
+        return -standardised(gradient.nan_to_num(), self.allowed)
 
     @cached_property
     def label_ids(self) -> Ids:

@@ -212,6 +212,20 @@ class Objective:
         (found,) = group.evaluate([as_candidates(candidates)], [known or {}], [num_ranked])
         return found
 
+    def match(self, texts: Sequence[str]) -> Float[Tensor, " n"]:
+        """Return the weighted sum of the secondaries' losses of texts, which need not be prompts;
+        inf where one does not fit a model.
+        """
+        total = torch.zeros(len(texts))
+        for term in self.secondaries.values():
+            encoded = term.encode(texts) if term.weight else []
+            kept = [i for i, fit in enumerate(term.fits(encoded)) if fit]
+            losses = torch.full((len(texts),), torch.inf if term.weight else 0.0)
+            if kept:
+                losses[kept] = term.weight * term.score([encoded[i] for i in kept]).float().cpu()
+            total += losses
+        return total
+
     def total(self, losses: Float[Tensor, "n t"]) -> Float[Tensor, " n"]:
         """Return the weighted sum of the terms' losses; inf where one is not finite."""
         weights = torch.tensor([term.weight for term in self.terms.values()])
@@ -283,13 +297,24 @@ class Objective:
             return by_point[0]
         return torch.stack([standardised(one, self.allowed) for one in by_point]).sum(0)
 
-    def _token_gradient(
+    def secondary_gradient(
         self, rows: Sequence[Ids], positions: Sequence[int], point: str
+    ) -> Float[Tensor, "b v"]:
+        """Return what `token_gradient` returns of the secondaries alone, at one point."""
+        terms = [term for term in self.weighed_terms() if term is not self.primary]
+        return self._token_gradient(rows, positions, point, terms)
+
+    def _token_gradient(
+        self,
+        rows: Sequence[Ids],
+        positions: Sequence[int],
+        point: str,
+        terms: Iterable[Term] | None = None,
     ) -> Float[Tensor, "b v"]:
         """Return the weighted sum of the terms' gradients with one point read at each position."""
         shape = len(rows), len(self.vocabulary)
         total = self.vocabulary.embedding.new_zeros(shape, dtype=torch.float32)
-        for term in self.weighed_terms():
+        for term in self.weighed_terms() if terms is None else terms:
             if term.adapter is None:
                 total += term.weight * term.token_gradient(rows, positions, point)
                 continue

@@ -49,6 +49,7 @@ class Registry(Mapping[str, Any]):
 
 METHODS = Registry({
     "autodan": "fuse.search.methods.autodan:AutoDAN",
+    "sketch": "fuse.search.methods.sketch:Sketch",
     "gcg": "fuse.search.methods.gcg:GCG",
     "random": "fuse.search.methods.random:Random",
     "gibbs": "fuse.search.methods.gibbs:Gibbs",

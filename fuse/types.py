@@ -35,6 +35,8 @@ class Candidates:
     """The method's next state, where proposing has changed it."""
     num_non_finite: int = 0
     """How many proposals were dropped because a gradient was not finite."""
+    num_judged: int = 0
+    """How many other texts the method has had read by some of the models to choose these."""
     over: bool = False
     """Whether the method has nothing more to propose."""
     leaves: frozenset[Ids] = frozenset()

@@ -88,6 +88,27 @@ def test_weights_are_prepacked_where_torch_can(
     torch.testing.assert_close(table.inner_products(points), points @ weight.T)
 
 
+def test_no_more_than_some_numbers_of_points_are_multiplied_as_they_come(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """Of each number oneDNN keeps a program; the others are rounded up, with equal results."""
+    weight = torch.randn(40, 8, generator=generator)
+    table, sizes, product = EmbeddingTable(weight), set(), prepacked._product
+
+    def watch(points: torch.Tensor, packed: Any, bias: Any, size: int) -> torch.Tensor:
+        sizes.add(size)
+        return product(points, packed, bias, size)
+
+    monkeypatch.setattr(prepacked, "_product", watch)
+    for count in range(1, 1000):
+        points = torch.randn(count, 8, generator=generator)
+        assert torch.equal(table.inner_products(points), product(
+            points, torch.ops.mkldnn._reorder_linear_weight(weight), None, count
+        ))  # fmt: skip
+    assert len(sizes) < prepacked.MAX_SIZES + 6 * prepacked.SIZES_PER_DOUBLING
+    assert prepacked.MAX_SIZES in sizes and 999 not in sizes
+
+
 @pytest.mark.parametrize("count", [1, MAX_CPU_STATES + 3])
 @pytest.mark.parametrize("biased", [False, True])
 def test_log_normalisers_are_those_of_the_whole_layer(

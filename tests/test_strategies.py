@@ -442,3 +442,17 @@ def test_the_front_outlives_a_refinement(lm: fuse.CausalLM) -> None:
     assert result.steps == 4
     assert len(result.front) == 1
     assert result.front[0].loss >= result.loss
+
+
+def test_a_beam_may_be_kept_apart() -> None:
+    """By tokens that the one holds and the other does not, wherever they stand."""
+    near, moved, far = (1.0, (1, 2, 3)), (2.0, (3, 2, 1)), (3.0, (1, 5, 6))
+    for distance, kept in ((0, [near, moved, far]), (2, [near, far]), (5, [near])):
+        strategy = fuse.Beam(3, distance)
+        state, beam = strategy.select(strategy.init(2), evaluated(near, moved, far), rng())
+        assert beam == [ids for _, ids in kept]
+        assert [(entry.loss, entry.ids) for entry in state.buffer] == kept[:2]
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -177,7 +177,7 @@ def _strategy(config: Config, method: Method) -> Strategy:
     """Return the strategy; that of name auto is the beam search that suits the method."""
     if config["name"] != "auto":
         return make(STRATEGIES, config, "strategy")
-    return Beam(config["beam_width"] or method.beam_width)
+    return Beam(config["beam_width"] or method.beam_width, method.distance)
 
 
 def _probe(config: Config, models: Models) -> Probe | None:

@@ -19,6 +19,12 @@ MAX_PREPACKED_WEIGHT = 1 << 22
 """Up to how many numbers a layer's weight is prepacked for its products: a matter of memory."""
 MAX_PREPACKED_FOR_GRADIENT = 1 << 20
 """Up to how many numbers it is prepacked once more, for gradients."""
+MAX_SIZES = 32
+"""With how many numbers of points a matrix is multiplied as they come. oneDNN keeps a program for
+each of the last thousand sizes, hundreds of kilobytes each: others are rounded up.
+"""
+SIZES_PER_DOUBLING = 16
+"""To how many numbers of points between a power of two and the next others are rounded up."""
 
 
 @cache
@@ -34,6 +40,27 @@ def _onednn_works() -> bool:
         return False
 
 
+def _product(
+    points: Float[Tensor, "*n i"], packed: Tensor, bias: Tensor | None, size: int
+) -> Float[Tensor, "*n o"]:
+    """Return points @ matrix.T + bias, computed with `size` points."""
+    shape = points.shape[:-1]
+    missing = size - shape.numel()
+    if missing:
+        points = torch.nn.functional.pad(points.flatten(0, -2), (0, 0, 0, missing))
+    product = torch.ops.mkldnn._linear_pointwise(points, packed, bias, "none", [], "")
+    return product[: shape.numel()].unflatten(0, shape) if missing else product
+
+
+@cache
+def _padding_changes_nothing() -> bool:
+    """Whether points have the same product, to the last bit, beside points that are zero."""
+    points = torch.linspace(-1, 1, 37 * 96, dtype=torch.float32, device="cpu").sin().view(37, 96)
+    packed = torch.ops.mkldnn._reorder_linear_weight(points)
+    alone = _product(points, packed, None, len(points))
+    return torch.equal(alone, _product(points, packed, None, 40))
+
+
 class Prepacked:
     """What oneDNN has prepacked of one matrix, or of some of its rows."""
 
@@ -41,6 +68,8 @@ class Prepacked:
         self._source: tuple[Tensor, int] | None = None
         """The matrix that was prepacked, and how often it had been written to."""
         self._packed: dict[tuple[int, int, bool], Tensor] = {}
+        self._sizes: set[int] = set()
+        """The numbers of points that are multiplied as they come."""
 
     def __reduce__(self) -> tuple[type[Prepacked], tuple[()]]:
         """A network that is copied or saved prepacks its own weights."""
@@ -72,7 +101,17 @@ class Prepacked:
             part = matrix.detach()[rows]
             packed = torch.ops.mkldnn._reorder_linear_weight(part.T if transposed else part)
             self._packed[key] = packed
-        return torch.ops.mkldnn._linear_pointwise(points, self._packed[key], bias, "none", [], "")
+        size = self._size(points.shape[:-1].numel())
+        return _product(points, self._packed[key], bias, size)
+
+    def _size(self, count: int) -> int:
+        """Return with how many points so many are multiplied: the others are zero."""
+        if len(self._sizes) < MAX_SIZES:
+            self._sizes.add(count)
+        if count in self._sizes or not _padding_changes_nothing():
+            return count
+        step = max(1, (1 << count.bit_length() - 1) // SIZES_PER_DOUBLING)
+        return -(-count // step) * step
 
     def _is_source(self, matrix: Tensor) -> bool:
         """Whether this matrix, as it is, was prepacked."""

@@ -40,6 +40,9 @@ EXHAUSTED, NO_VALID_CANDIDATE, NOT_FINITE = "exhausted", "no valid candidate", "
 gradient was finite.
 """
 
+NUM_EARLIER = 500
+"""How many of the best prompts of the first method a wide beam of the second one chooses from."""
+
 NUM_OTHER_STARTS = 4
 """How many random prompts are tried where the start has no finite loss."""
 
@@ -121,10 +124,10 @@ class Search:
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """The methods that follow one another."""
-        first = Stage(self.method, self.strategy or Beam(self.method.beam_width))
+        first = Stage(self.method, self.strategy or own_strategy(self.method))
         if self.refine is None:
             return (first,)
-        return first, Stage(self.refine, Beam(self.refine.beam_width))
+        return first, Stage(self.refine, own_strategy(self.refine))
 
     @property
     def most_steps(self) -> int:
@@ -367,9 +370,12 @@ class Search:
         state = self._counted(state, evaluated)
         if not any(beam):
             evaluated = self.objective.evaluate(Candidates())
-        strategy, _ = stage.strategy.select(
+        strategy, selected = stage.strategy.select(
             stage.strategy.init(stage.method.buffer_size), evaluated, rng
         )
+        if number and stage.strategy.width > 1 and not stage.method.greedy_only:
+            strategy, selected = stage.strategy.select(strategy, self._earlier(state), rng)
+            beam = list(selected) or beam
         losses = [state.scored[row] for row in started if row in state.scored]
         if state.initial_loss is None and losses:
             first = float(self.objective.total(torch.tensor(losses)).min())
@@ -389,6 +395,21 @@ class Search:
             seconds=state.seconds + time.perf_counter() - began,
         )
         return self._limited(state)
+
+    def _earlier(self, state: SearchState) -> Evaluation:
+        """Return the best of what was scored so far, the whole texts where there are any: a wide
+        beam goes on from several of them.
+        """
+        rows = list(state.scored)
+        terms = torch.tensor([state.scored[row] for row in rows]).reshape(len(rows), -1)
+        loss = self.objective.total(terms) if rows else torch.zeros(0)
+        whole = torch.tensor(self.objective.finished(rows), dtype=torch.bool)
+        loss = torch.where(whole, loss, torch.inf) if whole.any() else loss
+        best = loss.argsort(stable=True)[:NUM_EARLIER].tolist()
+        columns = dict(zip(self.objective.terms, terms[best].unbind(1), strict=True))
+        valid = torch.ones(len(best), dtype=torch.bool)
+        candidates = Candidates([rows[i] for i in best])
+        return Evaluation(candidates, loss[best], columns, valid)
 
     def _next_stage(self, state: SearchState, reason: str) -> SearchState:
         """Return the state at the beginning of the next method, or the end of the search."""
@@ -455,7 +476,7 @@ class Search:
         return replace(
             state,
             scored=state.scored.extended(rows, losses),
-            evaluations=state.evaluations + len(rows),
+            evaluations=state.evaluations + len(rows) + evaluated.candidates.num_judged,
             num_non_finite=state.num_non_finite + dropped,
         )
 
@@ -514,6 +535,11 @@ class Search:
         column = list(self.objective.terms).index(name)
         losses = torch.tensor([losses[column] for losses in state.scored.values()])
         return not bool(losses.isfinite().any())
+
+
+def own_strategy(method: Method) -> Strategy:
+    """Return the beam search that suits a method."""
+    return Beam(method.beam_width, method.distance)
 
 
 def _trouble(evaluated: Evaluation) -> str:

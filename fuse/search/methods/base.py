@@ -54,10 +54,12 @@ class Method(ABC):
     """Whether the method follows a state of its own, so that no strategy but greedy search means
     anything.
     """
-    beam_width: ClassVar[int] = 1
+    beam_width: int = 1
     """The width of beam search that suits the method where nothing else is said; 1 is greedy
     search.
     """
+    distance: int = 0
+    """By how many tokens the prompts of that beam differ, at least."""
     steps: int
     """How many times to propose, where the search does not say."""
     prompt_length: int = 0

@@ -1,5 +1,5 @@
-"""What methods of local edits share: candidates that differ from a row of the beam by swaps, an
-insertion or a deletion.
+"""What methods of local edits share: candidates that differ from a row of the beam by a few tokens
+or words.
 """
 
 from __future__ import annotations
@@ -7,23 +7,28 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.guide import Guide
 from fuse.options import LARGE, Count, CountOrNone, OnceEach, Whole, check_options
 from fuse.search.methods.base import PROMPT_LENGTH, SEARCH_WIDTH, Method, first_valid
+from fuse.search.methods.word_moves import cut, joined, moved, rewritten
 from fuse.types import UNCHANGED, Candidates, Evaluation, Ids
 
-Move = Literal["swap", "insert", "delete"]
+Move = Literal["swap", "insert", "delete", "move", "cut", "join", "rewrite"]
 MOVES: tuple[Move, ...] = ("swap", "insert", "delete")
 DRAWS = 4
 """How often a candidate is drawn, for each that a step proposes, before it makes do with fewer."""
+WORD_MOVES: tuple[Move, ...] = ("move", "cut", "join", "rewrite")
+CANDIDATES_PER_REWRITING = 12
+"""Of so many candidates the language model writes one anew."""
 MAX_GAPS = 4
 """How many gaps of a row are open to an insertion in one step: each costs a row of its own where a
 gradient is taken.
@@ -79,7 +84,11 @@ class EditState:
 
 @dataclass(frozen=True)
 class Edits(Method):
-    """Swaps `n_replace` tokens at once, inserts one, or deletes one, as `moves` allows.
+    """Swaps `n_replace` tokens at once, inserts one, deletes one, or edits words, as `moves`
+    allows.
+
+    Words are taken to another place (move), left out (cut), taken from another row of the beam
+    (join), or written by the primary in the place of others (rewrite); see `word_moves`.
 
     A candidate takes a row of the beam in turn; the move, the positions and the tokens, from the
     shortlist of each site, are drawn uniformly. A subclass makes the shortlists. Where there are
@@ -105,11 +114,18 @@ class Edits(Method):
         ),
     ] = 1.0
     moves: Annotated[Sequence[Move], OnceEach, Doc("[swap] keeps the length")] = MOVES
+    sites: Annotated[
+        CountOrNone, Doc("how many sites of a row are drawn for swaps and insertions; 0: all")
+    ] = 0
     merge: Annotated[
         CountOrNone, Doc("how many of the last step's best swaps are joined (arXiv 2405.21018)")
     ] = 0
     prompt_length: Annotated[Count, PROMPT_LENGTH] = 8
     buffer_size: Annotated[CountOrNone, Doc("best earlier prompts that compete again")] = 1
+    beam_width: Annotated[Count, Doc("prompts that are edited, where no strategy is named")] = 1
+    distance: Annotated[
+        CountOrNone, Doc("by how many tokens these differ, at least; 0: by any")
+    ] = 0
     steps: Annotated[Whole, Doc("at most")] = 100
 
     def __post_init__(self) -> None:
@@ -118,6 +134,16 @@ class Edits(Method):
     @abstractmethod
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
         """Return the tokens that may be put at each site."""
+
+    @property
+    def reads_predictions(self) -> bool:
+        return "rewrite" in self.moves
+
+    def pull(
+        self, rows: Sequence[Ids], positions: Sequence[int], guide: Guide
+    ) -> Float[Tensor, "n v"]:
+        """Return how much the objective wants each token there; all alike, without a gradient."""
+        return torch.zeros(len(rows), len(guide.vocabulary))
 
     def propose(
         self, state: Any, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
@@ -137,7 +163,13 @@ class Edits(Method):
         lists = Shortlists([], torch.zeros(0, 1, dtype=torch.long))
         if sites:
             lists = wide.shortlist(before.own, sites, guide)
-        parent_of = self._new(before.joined, _Draw(wide, beam, lists, rng), len(beam), guide)
+        written: list[list[Ids]] = [[] for _ in beam]
+        if "rewrite" in self.moves:
+            count = -(-self.search_width // CANDIDATES_PER_REWRITING)
+            pull = partial(self.pull, guide=guide)
+            written = rewritten(beam, count, guide, pull, rng)
+        draw = _Draw(wide, beam, lists, written, guide.begins_word.tolist(), rng)
+        parent_of = self._new(before.joined, draw, len(beam), guide)
         after: Any = self._after(before, beam, lists, len(parent_of), guide)
         if not self.merge and after == EditState(after.own, after.beam):
             # Nothing but what the shortlists depend on
@@ -146,12 +178,12 @@ class Edits(Method):
         return Candidates(list(parent_of), parents, after, lists.num_non_finite)
 
     def _new(
-        self, joined: Sequence[Ids], draw: _Draw, num_rows: int, guide: Guide
+        self, merged: Sequence[Ids], draw: _Draw, num_rows: int, guide: Guide
     ) -> dict[Ids, int]:
         """Return rows that the search has not scored, with the row of the beam that each was made
         from.
         """
-        parent_of = {row: 0 for row in joined if row not in guide.scored}
+        parent_of = {row: 0 for row in merged if row not in guide.scored}
         kept: list[Ids] = []
         for start in range(0, DRAWS * self.search_width, 2 * self.search_width):
             for i in range(start, start + 2 * self.search_width):
@@ -183,8 +215,8 @@ class Edits(Method):
         longer = 2 * before.factor
         if self.widened(longer, guide) != self.widened(before.factor, guide):
             return replace(after, factor=longer)
-        if num_new or lists.num_non_finite:
-            return after
+        if num_new or lists.num_non_finite or self.sites:
+            return after  # other sites may have others
         swapped = self.n_replace + before.extra
         if "swap" in self.moves and swapped < max(map(len, beam)):
             return replace(after, factor=1, extra=before.extra + 1)
@@ -212,14 +244,21 @@ class Edits(Method):
         if "swap" in self.moves:
             sites += [Site(parent, "swap", position, row) for position in range(len(row))]
         if "insert" not in self.moves or len(row) >= guide.max_length:
-            return sites
+            return self._drawn(sites, rng)
         # A token is inserted between words, never inside one
         gaps = [p for p in range(len(row)) if guide.begins_word[row[p]]] + [len(row)]
         drawn = torch.randperm(len(gaps), generator=rng)[:MAX_GAPS].tolist()
         for position in sorted(gaps[i] for i in drawn):
             longer = (*row[:position], guide.filler, *row[position:])
             sites.append(Site(parent, "insert", position, longer))
-        return sites
+        return self._drawn(sites, rng)
+
+    def _drawn(self, sites: list[Site], rng: torch.Generator) -> list[Site]:
+        """Return the sites at which shortlists are made: each may cost a gradient of its own."""
+        if not self.sites or len(sites) <= self.sites:
+            return sites
+        drawn = torch.randperm(len(sites), generator=rng)[: self.sites].tolist()
+        return [sites[i] for i in sorted(drawn)]
 
 
 def _changed(row: Ids, edited: Ids) -> list[tuple[int, int]]:
@@ -243,9 +282,16 @@ class _Draw:
     """Draws the candidates of one step."""
 
     def __init__(
-        self, method: Edits, beam: Sequence[Ids], lists: Shortlists, rng: torch.Generator
+        self,
+        method: Edits,
+        beam: Sequence[Ids],
+        lists: Shortlists,
+        written: Sequence[Sequence[Ids]],
+        begins_word: Sequence[bool],
+        rng: torch.Generator,
     ) -> None:
         self._method, self._beam, self._lists, self._rng = method, beam, lists, rng
+        self._written, self._begins_word = written, begins_word
         self._tokens = lists.tokens.cpu()
         self._sites_of: dict[tuple[int, str], list[int]] = {}
         """The indices of the sites of each row and move."""
@@ -262,6 +308,8 @@ class _Draw:
             return None
         move = moves[self._below(len(moves))]
         sites = self._sites_of.get((parent, move), [])
+        if move in WORD_MOVES:
+            return self._word_move(move, parent)
         if move == "delete":
             del row[self._below(len(row))]
         elif pool:
@@ -277,12 +325,25 @@ class _Draw:
             row.insert(self._lists.sites[site].position, self._token(site))
         return tuple(row)
 
+    def _word_move(self, move: Move, parent: int) -> Ids | None:
+        """Return a row after an edit of words; None where that leaves it as it is."""
+        row, begins, rng = self._beam[parent], self._begins_word, self._rng
+        if move == "rewrite":
+            written = self._written[parent]
+            return written[self._below(len(written))] if written else None
+        if move == "join":
+            edited = joined(row, self._beam[self._below(len(self._beam))], begins, rng)
+        else:
+            edited = (moved if move == "move" else cut)(row, begins, rng)
+        return edited if edited and edited != row else None
+
     def _moves(self, parent: int) -> list[Move]:
         """Return the moves that a row of the beam allows."""
         can_delete = len(self._beam[parent]) > 1
         found = []
         for move in self._method.moves:
-            if (parent, move) in self._sites_of or (move == "delete" and can_delete):
+            has_site = (parent, move) in self._sites_of
+            if has_site or move in WORD_MOVES or (move == "delete" and can_delete):
                 found.append(move)
         return found
 

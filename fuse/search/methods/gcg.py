@@ -17,7 +17,7 @@ from fuse.options import Count, NotNegative
 from fuse.search.methods.base import LINEARISE, TOP_K, Points
 from fuse.search.methods.edits import Edits, Shortlists, Site
 from fuse.statistics import standardised
-from fuse.types import UNCHANGED
+from fuse.types import UNCHANGED, Ids
 
 Momentum = dict[tuple[str, int, int], Float[Tensor, " v"]]
 """The running gradient at each move, position and length of the row."""
@@ -61,6 +61,12 @@ class GCG(Edits):
 
     def widened(self, factor: int, guide: Guide) -> GCG:
         return replace(self, top_k=min(factor * self.top_k, len(guide.allowed_tokens)))
+
+    def pull(
+        self, rows: Sequence[Ids], positions: Sequence[int], guide: Guide
+    ) -> Float[Tensor, "n v"]:
+        gradient = guide.token_gradient(rows, positions, self.linearise)
+        return -standardised(gradient.nan_to_num(), guide.allowed)
 
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
         rows, positions = [site.row for site in sites], [site.position for site in sites]
