@@ -59,8 +59,8 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def show(title: str, rows: Sequence[Row], file: Path | None) -> None:
-    """Print rows as a table; write them as {"rows": [...]} too, if there is a file."""
+def show(title: str, rows: Sequence[Row], file: Path | None, **more: Any) -> None:
+    """Print rows as a table; write them as {"rows": [...]} too, if there is a file, and `more`."""
     table = Table(title=title)
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
@@ -70,4 +70,4 @@ def show(title: str, rows: Sequence[Row], file: Path | None) -> None:
         )
     Console(width=160).print(table)
     if file is not None:
-        file.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+        file.write_text(json.dumps({"rows": rows, **more}, indent=2) + "\n")

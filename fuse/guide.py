@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fuse.errors import FuseError
@@ -36,6 +36,8 @@ class Guide:
         """The tokens that a prompt may hold."""
         self.max_length = objective.primary.max_free_tokens
         """How many free tokens a prompt has at most."""
+        self.scored: Container[Ids] = ()
+        """What the search has scored lately; the search says so before each proposal."""
         self.constraints = objective.constraints
         self.valid = objective.valid
         self.finished = objective.finished
@@ -78,6 +80,16 @@ class Guide:
         """The allowed tokens that end a prompt by themselves; empty where every prompt is whole."""
         endings = self.constraints.ending_tokens(self.vocabulary)
         return (self.allowed & endings.to(self.allowed.device)).nonzero().flatten().tolist()
+
+    @cached_property
+    def allowed_tokens(self) -> Int[Tensor, " a"]:
+        """The tokens that a prompt may hold, one after another."""
+        return self.allowed.nonzero().flatten()
+
+    @cached_property
+    def allowed_embeddings(self) -> Float[Tensor, "a d"]:
+        """Their embeddings, in float32."""
+        return self.vocabulary.embedding[self.allowed_tokens].float()
 
     @cached_property
     def begins_word(self) -> Bool[Tensor, " v"]:

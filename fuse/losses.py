@@ -32,6 +32,8 @@ class Loss(ABC, Generic[ModelT]):
     """Text that is put after the prompt and its suffix."""
     reads_prompt: bool = False
     """Whether it needs to know how likely each token of the prompt is."""
+    reads_states: bool = False
+    """Whether it reads states of all tokens of the prompt: rows are then read whole."""
 
     def reads_labels(self, model: ModelT) -> bool:
         """Return whether free tokens are labels too, with a gradient by `Inputs.labels`."""
@@ -250,15 +252,6 @@ class SquaredDistance(VectorLoss):
 
     def at(self, vectors: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
         return (vectors[:, 0] - self.target).square()
-
-
-LM_LOSSES: dict[str, type[Any]] = {
-    "nll": NLL,
-    "log_prob": LogProb,
-    "kl_div": KLDiv,
-    "cross_entropy": CrossEntropy,
-}
-"""Every loss of a causal LM by its name in the entries of `conf/primary` and `conf/secondary`."""
 
 
 def _mean(values: Float[Tensor, "b t"], where: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:

@@ -13,6 +13,7 @@ from fuse.errors import FuseError
 from fuse.memo import Memo
 from fuse.models import CausalLM, MaskedLM
 from fuse.nn.embedding_table import EmbeddedVocabulary
+from fuse.nn.operations import OperationCounter
 from fuse.statistics import standardised
 from fuse.term import Term
 from fuse.text.constraints import Constraints
@@ -72,6 +73,13 @@ class Objective:
     def vocabulary(self) -> EmbeddedVocabulary:
         """The primary's vocabulary, to which all ids belong."""
         return self.primary.vocabulary
+
+    @property
+    def counters(self) -> list[OperationCounter]:
+        """What counts the operations of its models, each once."""
+        models = [term.model for term in self.terms.values()]
+        models += [term.precise.model for term in self.terms.values()]
+        return list({id(model.operations): model.operations for model in models}.values())
 
     def spell(self, text: str) -> Ids:
         """Return the free tokens of a text that a search may start from; white space at its ends

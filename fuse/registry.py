@@ -82,6 +82,7 @@ LM_LOSSES = Registry({
     "log_prob": "fuse.losses:LogProb",
     "kl_div": "fuse.losses:KLDiv",
     "cross_entropy": "fuse.losses:CrossEntropy",
+    "activation": "fuse.activation:Activation",
 })  # fmt: skip
 """Losses of causal language models, by their names in `primary.loss`."""
 

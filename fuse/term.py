@@ -167,6 +167,7 @@ class Term:
         by_token = by_embedding.new_zeros(len(rows), len(table.weight))
         # At the end of a text nobody reads on
         if by_embedding.any():
+            self.model.operations.add(by_token.numel(), by_embedding.shape[-1])
             by_token = table.inner_products(by_embedding)
         by_token = by_token.float()
         return by_token if gradient.labels is None else by_token + gradient.labels[row, column]

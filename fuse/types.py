@@ -45,6 +45,8 @@ class Candidates:
     """The state of the generator after proposing; set by the search."""
     began: float = field(default_factory=perf_counter, repr=False)
     """When proposing began, by `time.perf_counter`; set by the search."""
+    operations_before: int | None = field(default=None, repr=False)
+    """How many operations the models had made when proposing began; set by the search."""
 
     def kept(self, index: Sequence[int]) -> Candidates:
         """Return some of the candidates."""
@@ -67,6 +69,10 @@ class Evaluation:
     """Whether the text spells itself, fits every model and obeys the constraints."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """The factor of each term in the sum; 1 where none is given."""
+    left_out: tuple[Entry, ...] = ()
+    """The leaves, of an evaluation that is without them."""
+    operations: int = 0
+    """How many operations the models have made to propose and to score them; set by the search."""
 
     @property
     def num_non_finite(self) -> int:
@@ -85,6 +91,7 @@ class Evaluation:
             loss=self.loss[kept],
             terms={name: losses[kept] for name, losses in self.terms.items()},
             valid=self.valid[kept],
+            left_out=tuple(entry for entry in self.entries() if entry.ids in leaves),
         )
 
     def entries(self) -> list[Entry]:
@@ -124,6 +131,8 @@ class Step:
     terms: dict[str, float]
     evaluations: int
     seconds: float
+    operations: int = 0
+    """How many operations the models have made for the search so far."""
 
 
 @dataclass(frozen=True)
@@ -176,3 +185,5 @@ class Result:
     """How many candidates were dropped because a loss or a gradient was not finite."""
     front: tuple[FrontPrompt, ...] = ()
     """The Pareto front, the lowest sum first; empty of strategies that keep none."""
+    operations: int = 0
+    """How many operations the models have made for the search, as `OperationCounter` counts."""

@@ -81,6 +81,7 @@ def test_captions_the_house(tmp_path: Path) -> None:
         "terms",
         "evaluations",
         "seconds",
+        "operations",
     }
     assert min(step["loss"] for step in trace) == pytest.approx(result["loss"], abs=1e-4)
 

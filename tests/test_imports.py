@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ORDER = """errors hub options images types memo statistics registry text nn models losses adapters
+ORDER = """errors hub options images types memo statistics registry text nn models losses
+    activation adapters
     engine term objective guide search app"""
 PARTS = ORDER.split()
 """Files and folders of the package: each imports only what stands before it."""

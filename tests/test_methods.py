@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -301,6 +302,42 @@ def test_gcg_draws_its_swaps_uniformly_from_the_shortlist(
     assert sum(cells) == 1200  # nothing beside the shortlist
     expected = [1200 / len(cells)] * len(cells)
     assert chi_square(cells, expected) < 45  # 17 degrees of freedom: 1 in 4000
+
+
+@pytest.mark.parametrize("skew", [2.0, 4.0])
+def test_a_skew_draws_the_first_of_a_shortlist_more_often(
+    guide: Guide, generator: torch.Generator, skew: float
+) -> None:
+    """Rank r of n with the chance ((r + 1) / n)^(1 / skew) - (r / n)^(1 / skew)."""
+    row, shortlist = ids(guide, "A red house"), (1500, 300, 40, 700)
+    accept_all(guide)
+    set_gradient(guide, favouring(guide, shortlist))
+    method = fuse.GCG(search_width=1, top_k=4, moves=("swap",), skew=skew)
+    seen: Counter[int] = Counter()
+    for _ in range(1200):
+        (new,) = propose(method, [row], guide, generator)
+        (position,) = changes(new, row)
+        seen[new[position]] += 1
+    below = [(rank / 4) ** (1 / skew) for rank in range(5)]
+    expected = [1200 * (high - low) for low, high in pairwise(below)]
+    assert chi_square([seen[token] for token in shortlist], expected) < 18
+
+
+def test_a_distance_weight_keeps_far_tokens_out_of_the_shortlist(guide: Guide) -> None:
+    row = ids(guide, "A red house")
+    gradient = torch.randn(len(guide.vocabulary), generator=torch.Generator().manual_seed(4))
+    set_gradient(guide, gradient)
+    table = guide.vocabulary.embedding.float()
+    means = []
+    for weight in (0.0, 1.0, 1e4):
+        method = fuse.GCG(top_k=20, distance_weight=weight)
+        lists = method.shortlist(None, swap_sites(0, row), guide)
+        far = torch.cdist(table[list(row)], table).gather(1, lists.tokens)
+        means.append(float(far.mean()))
+    assert means[0] > means[1] > means[2]
+    nearest = torch.cdist(table[list(row)], table).masked_fill(~guide.allowed, torch.inf)
+    expected = nearest.topk(20, largest=False).indices
+    assert tokens_of(lists) == [set(own) for own in expected.tolist()]
 
 
 @pytest.mark.parametrize("name", ["gcg", "random"])
@@ -1205,3 +1242,44 @@ def test_the_best_swaps_of_a_step_are_joined_in_the_next(
     state = plain.start()
     state = plain.accept(state, plain.evaluate(state, plain.propose(state)))
     assert state.method is None
+
+
+@pytest.mark.parametrize("kind", [fuse.GCG, fuse.Random])
+def test_a_search_with_few_texts_scores_them_all_and_ends(
+    lm: fuse.CausalLM, kind: type[fuse.GCG]
+) -> None:
+    """Single swaps first, then two at once; each text once."""
+    constraints = fuse.Constraints(allow=("red", "house"))
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), constraints=constraints)
+    objective.long_words = []
+    method = kind(search_width=64, top_k=2, moves=("swap",), prompt_length=2, steps=100)
+    search = fuse.Search(objective, method)
+    state, asked = search.start(), []
+    asked += state.beam
+    while not state.ended:
+        candidates = search.propose(state)
+        asked += candidates.ids
+        state = search.accept(state, search.evaluate(state, candidates))
+    assert state.ended == "exhausted"
+    tokens = objective.allowed.nonzero().flatten().tolist()
+    pairs = [(first, second) for first in tokens for second in tokens]
+    expected = {pair for pair, ok in zip(pairs, objective.valid(pairs), strict=True) if ok}
+    assert len(asked) == len(set(asked))
+    assert set(asked) == expected | set(asked[:1])
+
+
+def test_shortlists_grow_where_few_new_edits_are_left_and_shrink_with_a_new_beam(
+    guide: Guide, generator: torch.Generator
+) -> None:
+    row = ids(guide, "A red house")
+    accept_all(guide)
+    set_gradient(guide, favouring(guide, RARE))
+    method = fuse.GCG(search_width=60, top_k=2, moves=("swap",))
+    first = candidates_of(method, [row], guide, generator)
+    assert first.state.factor == 2
+    guide.scored = set(first.ids)
+    second = candidates_of(method, [row], guide, generator, first.state)
+    assert not set(first.ids) & set(second.ids)
+    assert second.state.factor == 4
+    other = candidates_of(method, [first.ids[0]], guide, generator, second.state)
+    assert other.state.factor == 2

@@ -14,6 +14,7 @@ from test_models_kinds import masked_lm
 import fuse
 from fuse.guide import Guide
 from fuse.search.methods.relaxed import State
+from fuse.search.methods.simplex import onto_low_entropy, onto_simplex
 from fuse.types import Evaluation, Ids
 
 TEXT = "A red house stands by the sea"
@@ -269,3 +270,46 @@ def test_langevin_lowers_the_loss(lm: fuse.CausalLM) -> None:
     objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("by the sea.")))
     result = fuse.search(objective, fuse.Langevin(8, prompt_length=5), steps=50)
     assert result.loss < 0.7 * result.initial_loss
+
+
+# --- projections ---------------------------------------------------------------------------
+
+
+def test_the_projection_onto_the_simplex_is_the_nearest_point(generator: torch.Generator) -> None:
+    """No other point of the simplex is nearer; points of it stay."""
+    points = torch.randn(5, 3, 8, generator=generator)
+    found = onto_simplex(points)
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.sum(-1), torch.ones(5, 3))
+    torch.testing.assert_close(onto_simplex(found), found)
+    others = torch.randn(1000, 1, 1, 8, generator=generator).softmax(-1)
+    assert ((points - found).norm(dim=-1) <= (points - others).norm(dim=-1) + 1e-6).all()
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.8])
+def test_the_entropy_projection_ends_at_its_limit(generator: torch.Generator, limit: float) -> None:
+    shares = torch.randn(200, 9, generator=generator).softmax(-1)
+    found = onto_low_entropy(shares, limit)
+    torch.testing.assert_close(found.sum(-1), torch.ones(200))
+    entropy, before = (1 - one.square().sum(-1) for one in (found, shares))
+    assert (entropy <= torch.maximum(before, torch.tensor(limit)) + 1e-5).all()
+    # Where no share falls to zero on the way, it is at the limit
+    inside = (before > limit) & (found > 0).all(-1)
+    assert torch.allclose(entropy[inside], torch.tensor(limit), atol=1e-5)
+    assert (entropy[before > limit] < before[before > limit]).all()
+    low = before <= limit
+    assert torch.equal(found[low], shares[low])
+
+
+def test_relaxed_with_projections_descends(lm: fuse.CausalLM) -> None:
+    objective = fuse.Objective(fuse.Term(lm, fuse.CrossEntropy("rain shepherd")))
+    method = fuse.Relaxed(projection="simplex", lr=0.1)
+    search = fuse.Search(objective, method, steps=15)
+    state = search.start()
+    while not state.ended:
+        state = search.accept(state, search.evaluate(state, search.propose(state)))
+        shares = state.method.logits
+        assert (shares >= 0).all()
+        assert torch.allclose(shares.sum(-1), torch.ones(()), atol=1e-4)
+    assert state.best is not None
+    assert state.best.loss < 0.9 * state.initial_loss

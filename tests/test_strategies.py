@@ -46,6 +46,17 @@ def test_leaves_are_left_out_and_nothing_else_changes() -> None:
     assert growing.entries() == [found.entries()[0], found.entries()[2]]
 
 
+def test_the_front_holds_what_nothing_goes_on_from(generator: torch.Generator) -> None:
+    """A finished text may be better than all that are expanded."""
+    found = weighed((3.0, 0.2), (1.0, 0.1), weights=(1.0, 10.0))
+    candidates = replace(found.candidates, leaves=frozenset([(1,)]))
+    strategy = fuse.Pareto(population=2)
+    growing = replace(found, candidates=candidates).growing()
+    state, beam = strategy.select(strategy.init(1), growing, generator)
+    assert beam == [(0,)]
+    assert [entry.ids for entry in strategy.front(state)] == [(1,)]
+
+
 def test_what_counts_of_an_evaluation_counts_once() -> None:
     """In its order; not what was refused, and not what has no finite loss."""
     losses = torch.tensor([2.0, torch.inf, 1.0, 2.0, torch.inf])

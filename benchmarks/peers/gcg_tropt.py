@@ -2,32 +2,18 @@
 own: `python gcg_tropt.py TASKS`.
 """
 
-import dataclasses
 import json
 import sys
 
 import torch
+import tropt_import  # noqa: F401
 from measured import Stopwatch
 from transformers import AutoModelForCausalLM
-
-original = dataclasses._get_field  # type: ignore[attr-defined]
-
-
-def with_slices(cls, name, *arguments):
-    """Its losses have slices as defaults, which dataclasses refuse before Python 3.12."""
-    default = getattr(cls, name, None)
-    if isinstance(default, slice):
-        setattr(cls, name, dataclasses.field(default_factory=lambda: default))
-    return original(cls, name, *arguments)
-
-
-dataclasses._get_field = with_slices  # type: ignore[attr-defined]
-
-from tropt.common import Targets  # noqa: E402
-from tropt.loss import PrefillCELoss  # noqa: E402
-from tropt.model.huggingface.lm import LMHFModel  # noqa: E402
-from tropt.optimizer.gcg_optimizer import GCGOptimizer  # noqa: E402
-from tropt.optimizer.utils.token_constraints import TokenConstraints  # noqa: E402
+from tropt.common import Targets
+from tropt.loss import PrefillCELoss
+from tropt.model.huggingface.lm import LMHFModel
+from tropt.optimizer.gcg_optimizer import GCGOptimizer
+from tropt.optimizer.utils.token_constraints import TokenConstraints
 
 tasks = json.loads(sys.argv[1])
 first = tasks[0]

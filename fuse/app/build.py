@@ -82,6 +82,8 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
         points += getattr(one, "linearise", ())
     points = list(dict.fromkeys(points)) or ["current"]
     for name, term in objective.secondaries.items():
+        if term.vocabulary is objective.vocabulary:
+            continue  # its gradient is exact
         term.adapter = _adapter(config, name, term, objective, points, progress)
     if config["init"] == "random":
         length = method.prompt_length or RANDOM_LENGTH

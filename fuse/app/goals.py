@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
 
 from typing_extensions import Doc
 
@@ -48,7 +48,7 @@ class FluencyOrLabel:
         Annotated[str, OneOf(tuple(LM_LOSSES))] | None,
         Doc(
             "nll, log_prob, kl_div: fluency; cross_entropy: how readily the LM says the label; "
-            "null: the last with a label, else nll"
+            "activation: what is computed within; null: cross_entropy with a label, else nll"
         ),
     ]
     label: Annotated[Text | None, Doc("the text that it shall say")]
@@ -59,13 +59,36 @@ class FluencyOrLabel:
         Positive,
         Doc("of kl_div: width of a token's neighbourhood, in squared units of the embeddings"),
     ]
+    layer: Annotated[
+        Text | Whole | None,
+        Doc("of activation: a layer's number, from 0, or the name of a module of the network"),
+    ] = None
+    neuron: Annotated[
+        Whole | None, Doc("of activation: the index of a number of it; of a probe, the class")
+    ] = None
+    direction: Annotated[
+        Vector, Doc("of activation: a vector in the neuron's place; or a probe, a row each class")
+    ] = None
+    pooling: Annotated[
+        Literal["last", "mean", "max"], Doc("of activation: over which tokens of the prompt")
+    ] = "last"
 
     @staticmethod
     def sought(config: Config, key: str, load_model: Loader) -> Sought:
-        kind = LM_LOSSES[config["loss"] or ("cross_entropy" if config["label"] else "nll")]
+        name = config["loss"] or ("cross_entropy" if config["label"] else "nll")
+        kind = LM_LOSSES[name]
+        options = {field.name: config[field.name] for field in dataclasses.fields(kind)}
         with naming(key):
-            loss = kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
-        return load_model(), loss
+            if options.get("direction") is not None:
+                from fuse.app.vectors import read_numbers
+
+                options["direction"] = read_numbers(options["direction"], "direction")
+            loss = kind(**options)
+        model = load_model()
+        if name == "activation":
+            with naming(key):
+                loss.module(model)
+        return model, loss
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,10 @@ def _adapter_state(config: Config, name: str) -> str:
     Which weights it was fitted to is known when they are loaded.
     """
     kind = config["adapter"]["name"]
+    if all(
+        config["primary"][key] == config["secondary"][name][key] for key in ("kind", "model_id")
+    ):
+        return "none needed, its tokens are the primary's"
     begin = adapter_name(config, name)
     for folder in (Path(config["adapter"]["cache_dir"]).expanduser(), DEMO):
         if any(folder.glob(f"{begin}-*.safetensors")):

@@ -28,18 +28,24 @@ def read_vector(value: str | Sequence[float | str]) -> Float[Tensor, " e"]:
     Raises:
         FuseError: it cannot be read, is no single row of finite numbers, or has no direction.
     """
+    numbers = read_numbers(value, "target_vector")
+    if numbers.ndim == 2 and len(numbers) == 1:
+        numbers = numbers[0]
+    return direction(numbers, f"target_vector={shown(value)}")
+
+
+def read_numbers(value: str | Sequence[float | str], key: str) -> Float[Tensor, "*_"]:
+    """Return the tensor that a path or a list of numbers stands for; errors begin with the key."""
     try:
         numbers = _read(Path(value).expanduser()) if isinstance(value, str) else list(value)
         if not isinstance(numbers, Tensor):
             numbers = torch.tensor([float(number) for number in numbers])
     except (OSError, ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
         raise FuseError(
-            f"target_vector={shown(value)}: could not be read ({first_line(error)}); expected a "
+            f"{key}={shown(value)}: could not be read ({first_line(error)}); expected a "
             ".safetensors file of one tensor, a .json file of one list, or a list of numbers"
         ) from error
-    if numbers.ndim == 2 and len(numbers) == 1:
-        numbers = numbers[0]
-    return direction(numbers, f"target_vector={shown(value)}")
+    return numbers
 
 
 def _read(path: Path) -> Tensor | list[float]:

@@ -61,7 +61,7 @@ class Engine:
             surroundings.ids[: surroundings.free[0]],
             reads_prompt=loss.reads_prompt,
             batch_size=batch_size,
-            prefix_cache=prefix_cache,
+            prefix_cache=prefix_cache and not loss.reads_states,
             packing=packing,
         )
         self._losses: Memo[Key, float] = Memo(lambda key, _: 16 * len(key[0]))

@@ -27,6 +27,7 @@ from fuse.nn.embedding_table import EmbeddedVocabulary, in_double
 from fuse.nn.fixed_layers import Acceleration
 from fuse.nn.network_state import network_state, num_packed_weights
 from fuse.nn.network_view import network_view
+from fuse.nn.operations import OperationCounter
 from fuse.nn.token_lookups import TokenLookups
 from fuse.text.template import Template
 from fuse.text.vocabulary import require_text
@@ -76,6 +77,7 @@ class Model(ABC):
     ) -> None:
         view, by_id = network_view(network)
         self.network = view
+        self.operations = OperationCounter(view)
         self.acceleration = Acceleration(view)
         self.embedding_layer = by_id.get(id(embedding_layer), embedding_layer)
         self.lookups = TokenLookups(view, self.embedding_layer)

@@ -120,7 +120,8 @@ class Decoder(Model):
         """The output layer; None where the logits are not what it returns, unchanged."""
         if usable[0]:
             assert isinstance(weight, Tensor)
-            self._own_head = LMHead(layer, table if self.tied else EmbeddingTable(weight))
+            own_table = table if self.tied else EmbeddingTable(weight)
+            self._own_head = LMHead(layer, own_table, self.operations)
         self._head = self._own_head
         """The output layer where it computes the logits that are read, when they are read."""
 
@@ -185,6 +186,39 @@ class Decoder(Model):
         # A layer with a sliding window may have dropped the first tokens
         whole = all(keys is not None and keys.shape[-2] == length for keys, _ in keys_values)
         return CachedPrefixes(keys_values if whole else (), positions, logits)
+
+    def layers(self) -> Sequence[Any]:
+        """Return the network's layers, in their order; none of one that keeps no list of them."""
+        count = getattr(self.network.config.get_text_config(), "num_hidden_layers", 0)
+        for module in self.network.get_decoder().modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+                return list(module)
+        return []
+
+    def states(self, inputs: Inputs, module: Any) -> Float[Tensor, "b t d"]:
+        """Return what a module of the network returns for each token of rows, read whole.
+
+        Raises:
+            FuseError: it does not return one vector for each.
+        """
+        found: list[Tensor] = []
+        length = inputs.ids.shape[1]
+
+        def keep(_: Any, __: Any, out: Any) -> None:
+            found.append(out[0] if isinstance(out, tuple) else out)
+
+        with module.register_forward_hook(keep):
+            self._run_from(0, inputs, length, None, torch.arange(length))
+        if self.pads:
+            found = found[-1:]
+        rows, lengths = len(inputs.ids), [one.shape[1] if one.ndim == 3 else 0 for one in found]
+        if sum(map(len, found)) != rows or not all(lengths) or max(lengths) > length:
+            kind = type(module).__name__
+            raise FuseError(
+                f"layer: this module ({kind}) does not return one vector for each token; choose "
+                "another"
+            )
+        return torch.cat([pad_end(one, (0, 0, 0, length - one.shape[1])) for one in found])
 
     def _joined(self, hits: CacheHits, before: range, new: States) -> LazyLogits:
         """Join what the cache predicts after the positions `before`, and what was computed."""

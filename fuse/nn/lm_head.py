@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fuse.nn.embedding_table import EmbeddingTable
+from fuse.nn.operations import OperationCounter
 
 MAX_CPU_STATES = 256
 """How many states' logits are summed at once on a CPU, so that its caches hold a block of them."""
@@ -32,15 +33,20 @@ class LMHead:
     Args:
         layer: a module with a `weight` [v d] and perhaps a `bias` [v].
         table: computes products with the weight.
+        operations: counts them; None where nobody asks.
     """
 
-    def __init__(self, layer: Any, table: EmbeddingTable) -> None:
+    def __init__(
+        self, layer: Any, table: EmbeddingTable, operations: OperationCounter | None = None
+    ) -> None:
         self.table = table
+        self._operations = operations
         self.weight: Float[Tensor, "v d"] = layer.weight
         self.bias: Float[Tensor, " v"] | None = getattr(layer, "bias", None)
 
     def logits(self, hidden: Float[Tensor, "*u d"]) -> Float[Tensor, "*u v"]:
         """Return the logits of all tokens."""
+        self._count(hidden, len(self.weight))
         logits = self.table.inner_products(hidden)
         return widened(logits if self.bias is None else logits + self.bias)
 
@@ -48,6 +54,7 @@ class LMHead:
         self, hidden: Float[Tensor, "u d"], tokens: Int[Tensor, " k"]
     ) -> Float[Tensor, "u k"]:
         """Return the logits of the same few tokens for each state."""
+        self._count(hidden, len(tokens))
         bias = None if self.bias is None else self.bias[tokens]
         return widened(linear(hidden, self.weight[tokens], bias))
 
@@ -63,9 +70,16 @@ class LMHead:
 
         No gradient goes through it.
         """
+        self._count(hidden, len(self.weight))
         on_cpu = hidden.device.type == "cpu"
         count = MAX_CPU_STATES if on_cpu else max(1, len(hidden))
         return torch.cat([self._log_sum_exp(states) for states in hidden.split(count)])
+
+    def _count(self, hidden: Float[Tensor, "*u d"], num_tokens: int) -> None:
+        """Count the products of states with the weights of so many tokens."""
+        if self._operations is not None:
+            num_states = hidden.shape[:-1].numel()
+            self._operations.add(num_states * num_tokens, hidden.shape[-1], hidden.requires_grad)
 
     def _log_sum_exp(self, hidden: Float[Tensor, "u d"]) -> Float[Tensor, " u"]:
         """Return the log-normaliser of each state, one block of the vocabulary after another."""

@@ -39,6 +39,8 @@ def check_state(state: Any, search: Search) -> None:
     for name in ("proposed", "stage_proposed", "step", "evaluations", "num_non_finite"):
         if not 0 <= getattr(state, name) < 2**63:
             raise ValueError(f"its {name} is {getattr(state, name)}")
+    if state.operations < 0:
+        raise ValueError(f"its operations is {state.operations}")
     torch.Generator().set_state(state.rng.cpu())
     size = len(search.objective.vocabulary)
     rows = [*state.beam, *state.found, *(entry.ids for entry in state.front)]

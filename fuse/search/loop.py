@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -134,13 +135,17 @@ class SideBySide:
 
     def step(self) -> None:
         """Make one step of every search that goes on."""
-        self._prefill(self.active)
+        lanes, before = self.active, _totals(self.active)
+        self._prefill(lanes)
         proposed = []
         for lane in self.active:
             candidates = lane.attempt(partial(lane.search.propose, prefill=False), lane.state)
             if candidates is not None:
                 proposed.append((lane, candidates))
-        for lane, evaluated in self._evaluate(proposed):
+        found = self._evaluate(proposed)
+        shares = _shares(lanes, before)
+        for lane, evaluated in found:
+            evaluated = replace(evaluated, operations=shares[id(lane)])
             state = lane.attempt(lane.search.accept, lane.state, evaluated)
             if state is not None and lane.state is not None:
                 self._advance(lane, state)
@@ -206,3 +211,24 @@ class SideBySide:
             lane.trace.append(state.last)
             if lane.search.on_step is not None:
                 lane.attempt(lane.search.on_step, state.last)
+
+
+def _totals(lanes: Sequence[Lane]) -> dict[int, int]:
+    """Return how many operations each model of some searches has made, by the counter's `id`."""
+    found = {}
+    for lane in lanes:
+        for one in lane.search.counters:
+            found[id(one)] = one.total
+    return found
+
+
+def _shares(lanes: Sequence[Lane], before: Mapping[int, int]) -> dict[int, int]:
+    """Return how many operations each search is charged with, by its `id`: those that a model has
+    made since, in equal parts for all that ask it.
+    """
+    sharing = Counter(id(one) for lane in lanes for one in lane.search.counters)
+    found = {}
+    for lane in lanes:
+        own = lane.search.counters
+        found[id(lane)] = sum((one.total - before[id(one)]) // sharing[id(one)] for one in own)
+    return found

@@ -15,6 +15,7 @@ from torch import Tensor
 from fuse.errors import FuseError
 from fuse.guide import Guide
 from fuse.memo import STEPS_BETWEEN_TRIMS, trim_heap
+from fuse.nn.operations import OperationCounter
 from fuse.objective import Objective
 from fuse.registry import METHODS
 from fuse.search.checks import check_combination, check_objective
@@ -140,6 +141,19 @@ class Search:
         """What the methods see of the objective."""
         return Guide(self.objective)
 
+    @cached_property
+    def counters(self) -> list[OperationCounter]:
+        """What counts the operations of all models that it asks, each once."""
+        found = self.objective.counters
+        if self.probe is not None and self.probe.draft is not None:
+            found = [*found, self.probe.draft.model.operations]
+        return list({id(one): one for one in found}.values())
+
+    @property
+    def operations(self) -> int:
+        """How many operations its models have made so far, whoever asked."""
+        return sum(one.total for one in self.counters)
+
     # --- ask and tell ----------------------------------------------------------------------------
 
     def start(self) -> SearchState:
@@ -168,10 +182,11 @@ class Search:
         Returns:
             Candidates, with `over` where the method has nothing more to propose.
         """
-        began = time.perf_counter()
+        began, operations = time.perf_counter(), self.operations
         if prefill:
             self.objective.prefill(state.beam)
         stage, rng = self.stages[state.stage], self._rng(state)
+        self.guide.scored = state.scored
         candidates = stage.method.propose(state.method, state.beam, self.guide, rng)
         if candidates is None:
             candidates = Candidates(over=True)
@@ -188,7 +203,7 @@ class Search:
                 width,
                 state.scored.known(candidates.ids),
             )
-        return replace(candidates, rng=rng.get_state(), began=began)
+        return replace(candidates, rng=rng.get_state(), began=began, operations_before=operations)
 
     def _still_whole(self, beam: Sequence[Ids], candidates: Candidates) -> Candidates:
         """Return the candidates without unfinished ones that come from a finished row."""
@@ -202,12 +217,16 @@ class Search:
         """
         num_ranked = self.stages[state.stage].strategy.num_ranked
         known = state.scored.known(candidates.ids)
-        return self.objective.evaluate(candidates, known, num_ranked)
+        evaluated = self.objective.evaluate(candidates, known, num_ranked)
+        if candidates.operations_before is None:
+            return evaluated
+        return replace(evaluated, operations=self.operations - candidates.operations_before)
 
     def accept(self, state: SearchState, evaluated: Evaluation) -> SearchState:
         """Return the state after a step whose candidates were evaluated."""
         candidates, stage, rng = evaluated.candidates, self.stages[state.stage], self._rng(state)
         method = state.method if candidates.state is UNCHANGED else candidates.state
+        state = replace(state, operations=state.operations + evaluated.operations)
         if candidates.over:
             return self._next_stage(replace(state, method=method), state.trouble or EXHAUSTED)
         if candidates.rng is not None:
@@ -264,6 +283,7 @@ class Search:
             terms=terms,
             steps=state.step,
             evaluations=state.evaluations,
+            operations=state.operations,
             seconds=state.seconds,
             found=tuple(vocabulary.decode(found)),
             token_counts=dict(counts.most_common()),
@@ -340,7 +360,7 @@ class Search:
 
     def _begin_stage(self, state: SearchState, number: int, start: Ids) -> SearchState:
         """Return the state before the first step of a method that begins with `start`."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.operations
         stage, rng = self.stages[number], self._rng(state)
         method, beam = stage.method.init(self.guide, start, rng)
         # An empty start is no prompt: the loss of one random token stands for its own, and does not
@@ -371,6 +391,7 @@ class Search:
             beam=tuple(beam),
             best=self._better(state.best, entries),
             trouble="" if entries or not any(beam) else _trouble(evaluated),
+            operations=state.operations + self.operations - before,
             seconds=state.seconds + time.perf_counter() - began,
         )
         return self._limited(state)
@@ -476,6 +497,7 @@ class Search:
             terms=dict(zip(self.objective.terms, winner.terms, strict=True)),
             evaluations=state.evaluations,
             seconds=state.seconds,
+            operations=state.operations,
         )
         return replace(state, step=state.step + 1, best=best, last=step)
 

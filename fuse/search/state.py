@@ -118,6 +118,10 @@ class SearchState:
     """How many different candidates were scored."""
     num_non_finite: int = 0
     """How many candidates were dropped because a loss or a gradient was not finite."""
+    operations: int = 0
+    """How many operations the models have made for the search, as `OperationCounter` counts; what
+    `stop_at_label` asks is left out.
+    """
     seconds: float = 0.0
     found: tuple[Ids, ...] = ()
     """What methods collected whose stages are over."""

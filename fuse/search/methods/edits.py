@@ -11,18 +11,21 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.guide import Guide
-from fuse.options import Count, CountOrNone, OnceEach, Whole, check_options
+from fuse.options import LARGE, Count, CountOrNone, OnceEach, Whole, check_options
 from fuse.search.methods.base import PROMPT_LENGTH, SEARCH_WIDTH, Method, first_valid
 from fuse.search.methods.word_moves import cut, joined, moved, rewritten
 from fuse.types import UNCHANGED, Candidates, Evaluation, Ids
 
 Move = Literal["swap", "insert", "delete", "move", "cut", "join", "rewrite"]
 MOVES: tuple[Move, ...] = ("swap", "insert", "delete")
+DRAWS = 4
+"""How often a candidate is drawn, for each that a step proposes, before it makes do with fewer."""
 WORD_MOVES: tuple[Move, ...] = ("move", "cut", "join", "rewrite")
 CANDIDATES_PER_REWRITING = 12
 """Of so many candidates the language model writes one anew."""
@@ -63,9 +66,7 @@ class Shortlists:
 
 @dataclass(frozen=True)
 class EditState:
-    """What a method of edits knows between two steps where it joins swaps; `own` alone where it
-    does not.
-    """
+    """What a method of edits knows between two steps."""
 
     own: Any = None
     """What the shortlists depend on."""
@@ -73,6 +74,12 @@ class EditState:
     """The rows that were edited last."""
     joined: tuple[Ids, ...] = ()
     """Rows with several of the last step's best swaps, which this step tries."""
+    factor: int = 1
+    """How many times as long as at first the shortlists are: the rows have few new edits left."""
+    extra: int = 0
+    """How many more tokens are swapped at once: all single edits were tried."""
+    spent: bool = False
+    """Whether the rows have no new edit at all."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,25 @@ class Edits(Method):
     shortlist of each site, are drawn uniformly. A subclass makes the shortlists. Where there are
     pools, swaps and insertions are taken from the shortlists and from each pool in turn.
 
+    What the search has scored already is drawn again instead of proposed. Where less than half a
+    step's candidates are new, the next step has shortlists twice as long; when these are as long as
+    can be and hold nothing new, one token more is swapped at once. Where that is not possible
+    nothing is proposed, and when the same rows come again the method ends.
+
     With `merge` m the best single swaps of the last step are joined, that of each position, those
     of the best two positions, three, and so on up to m (I-GCG, arXiv 2405.21018, section 3.3).
     """
 
     search_width: Annotated[Count, SEARCH_WIDTH] = 128
     n_replace: Annotated[Count, Doc("tokens swapped at once")] = 1
+    skew: Annotated[
+        float,
+        Ge(1),
+        Le(LARGE),
+        Doc(
+            "1: any token of a shortlist alike; above: its first ones, of rank ~ u^skew, u uniform"
+        ),
+    ] = 1.0
     moves: Annotated[Sequence[Move], OnceEach, Doc("[swap] keeps the length")] = MOVES
     sites: Annotated[
         CountOrNone, Doc("how many sites of a row are drawn for swaps and insertions; 0: all")
@@ -131,32 +151,79 @@ class Edits(Method):
         if not beam:
             return None
         before = state if isinstance(state, EditState) else EditState(state)
+        if before.beam != tuple(beam):
+            before = replace(before, factor=1, extra=0, spent=False)
+        if before.spent:
+            return None
+        wide = self.widened(before.factor, guide)
+        wide = replace(wide, n_replace=wide.n_replace + before.extra)
         sites: list[Site] = []
         for parent, row in enumerate(beam):
             sites += self._sites(parent, row, guide, rng)
         lists = Shortlists([], torch.zeros(0, 1, dtype=torch.long))
         if sites:
-            lists = self.shortlist(before.own, sites, guide)
+            lists = wide.shortlist(before.own, sites, guide)
         written: list[list[Ids]] = [[] for _ in beam]
         if "rewrite" in self.moves:
             count = -(-self.search_width // CANDIDATES_PER_REWRITING)
             pull = partial(self.pull, guide=guide)
             written = rewritten(beam, count, guide, pull, rng)
-        draw = _Draw(self, beam, lists, written, guide.begins_word.tolist(), rng)
-        parent_of = dict.fromkeys(before.joined, 0)
-        for i in range(2 * self.search_width):
-            drawn = draw.candidate(i)
-            if drawn is not None:
-                parent_of.setdefault(drawn, i % len(beam))
-        kept = first_valid(parent_of, guide, self.search_width)
-        parents = [parent_of[row] for row in kept]
-        after = lists.state
-        if self.merge:
-            after = EditState(before.own if after is UNCHANGED else after, tuple(beam))
-        return Candidates(kept, parents, after, lists.num_non_finite)
+        draw = _Draw(wide, beam, lists, written, guide.begins_word.tolist(), rng)
+        parent_of = self._new(before.joined, draw, len(beam), guide)
+        after: Any = self._after(before, beam, lists, len(parent_of), guide)
+        if not self.merge and after == EditState(after.own, after.beam):
+            # Nothing but what the shortlists depend on
+            after = after.own if isinstance(state, EditState) else lists.state
+        parents = list(parent_of.values())
+        return Candidates(list(parent_of), parents, after, lists.num_non_finite)
+
+    def _new(
+        self, merged: Sequence[Ids], draw: _Draw, num_rows: int, guide: Guide
+    ) -> dict[Ids, int]:
+        """Return rows that the search has not scored, with the row of the beam that each was made
+        from.
+        """
+        parent_of = {row: 0 for row in merged if row not in guide.scored}
+        kept: list[Ids] = []
+        for start in range(0, DRAWS * self.search_width, 2 * self.search_width):
+            for i in range(start, start + 2 * self.search_width):
+                drawn = draw.candidate(i)
+                if drawn is not None and drawn not in guide.scored:
+                    parent_of.setdefault(drawn, i % num_rows)
+            kept = first_valid(parent_of, guide, self.search_width)
+            if len(kept) == self.search_width:
+                break
+        return {row: parent_of[row] for row in kept}
+
+    def widened(self, factor: int, guide: Guide) -> Edits:
+        """Return the method with shortlists so many times as long, as far as there are tokens."""
+        return self
+
+    def _after(
+        self,
+        before: EditState,
+        beam: Sequence[Ids],
+        lists: Shortlists,
+        num_new: int,
+        guide: Guide,
+    ) -> EditState:
+        """Return the state after a proposal with so many new rows."""
+        own = before.own if lists.state is UNCHANGED else lists.state
+        after = EditState(own, tuple(beam), (), before.factor, before.extra)
+        if 2 * num_new >= self.search_width:
+            return after
+        longer = 2 * before.factor
+        if self.widened(longer, guide) != self.widened(before.factor, guide):
+            return replace(after, factor=longer)
+        if num_new or lists.num_non_finite or self.sites:
+            return after  # other sites may have others
+        swapped = self.n_replace + before.extra
+        if "swap" in self.moves and swapped < max(map(len, beam)):
+            return replace(after, factor=1, extra=before.extra + 1)
+        return replace(after, spent=True)
 
     def observe(self, state: Any, evaluated: Evaluation) -> Any:
-        if not isinstance(state, EditState):
+        if not self.merge or not isinstance(state, EditState):
             return state
         parent_of = dict(zip(evaluated.candidates.ids, evaluated.candidates.parents, strict=True))
         ranked = sorted(evaluated.entries())
@@ -286,4 +353,8 @@ class _Draw:
 
     def _token(self, site: int) -> int:
         """Draw a token for a site."""
-        return int(self._tokens[site, self._below(self._tokens.shape[1])])
+        count = self._tokens.shape[1]
+        if self._method.skew == 1:
+            return int(self._tokens[site, self._below(count)])
+        share = float(torch.rand((), generator=self._rng)) ** self._method.skew
+        return int(self._tokens[site, min(int(share * count), count - 1)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -35,6 +35,9 @@ class GCG(Edits):
     `Objective.token_gradient` has it. With a `logit_weight` w the shortlist is that of -z(gradient)
     + w x log p(token | what stands before the site), as in AutoDAN: standardised over the allowed
     tokens (z), and p the primary's prediction, of a masked LM that from all other tokens.
+    With a `distance_weight` w it is -z(gradient) - w x |E_v - E_x| / r, for the present token x and
+    the mean norm r of the allowed embeddings: the gradient says little of far tokens (Faster-GCG,
+    arXiv 2410.15362).
     `momentum` m (arXiv 2405.01229) ranks by m x the gradients of earlier steps at this position +
     (1 - m) x this step's.
     """
@@ -45,6 +48,9 @@ class GCG(Edits):
         NotNegative,
         Doc("share of the LM's log-probability in the shortlist; 0: the gradient alone"),
     ] = 0.0
+    distance_weight: Annotated[
+        NotNegative, Doc("weight of the distance from the present token (arXiv 2410.15362)")
+    ] = 0.0
     momentum: Annotated[
         float, Ge(0), Lt(1), Doc("share of earlier gradients (arXiv 2405.01229)")
     ] = 0.0
@@ -52,6 +58,9 @@ class GCG(Edits):
     @property
     def reads_conditionals(self) -> bool:
         return self.logit_weight > 0
+
+    def widened(self, factor: int, guide: Guide) -> GCG:
+        return replace(self, top_k=min(factor * self.top_k, len(guide.allowed_tokens)))
 
     def pull(
         self, rows: Sequence[Ids], positions: Sequence[int], guide: Guide
@@ -76,6 +85,13 @@ class GCG(Edits):
         if self.logit_weight:
             log_probs = guide.position_log_probs(rows, positions)
             ranking = self.logit_weight * log_probs - standardised(gradient, guide.allowed)
+        elif self.distance_weight:
+            ranking = -standardised(gradient, guide.allowed)
+        if self.distance_weight:
+            table, radius = guide.vocabulary.embedding, guide.radius
+            present = [row[position] for row, position in zip(rows, positions, strict=True)]
+            distance = torch.cdist(table[present].float(), table.float()) / radius
+            ranking = ranking - self.distance_weight * distance.to(ranking)
         ranking = ranking.masked_fill(~guide.allowed, -torch.inf)
         tokens = ranking.topk(min(self.top_k, int(guide.allowed.sum()))).indices
         pools = guide.proposals(rows, positions, self.top_k, self.linearise)

@@ -5,7 +5,7 @@ beat.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,15 +29,20 @@ class Random(Edits):
     ] = "L0"
     top_k: Annotated[Count, Doc("how many are near")] = 64
 
+    def widened(self, factor: int, guide: Guide) -> Random:
+        if self.search_ball == "L0":
+            return self
+        return replace(self, top_k=min(factor * self.top_k, len(guide.allowed_tokens)))
+
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
-        tokens = guide.allowed.nonzero().flatten()
+        tokens = guide.allowed_tokens
         rows, positions = [site.row for site in sites], [site.position for site in sites]
         pools = guide.word_proposals(rows, positions)
         if self.search_ball == "L0":
             return Shortlists(sites, tokens.expand(len(sites), -1), pools=pools)
         present = torch.tensor([_present(site) for site in sites], device=tokens.device)
-        table = guide.vocabulary.embedding
-        distance = torch.cdist(table[present].float(), table[tokens].float())
+        own = guide.vocabulary.embedding[present].float()
+        distance = torch.cdist(own, guide.allowed_embeddings)
         distance[present[:, None] == tokens] = torch.inf  # itself is no change
         count = min(self.top_k, max(1, len(tokens) - 1))
         nearest = distance.topk(count, largest=False).indices

@@ -1,10 +1,12 @@
-"""Descent on relaxed one-hot tokens: a mixture of tokens at each position (arXiv 2507.01693)."""
+"""Descent on relaxed one-hot tokens: a mixture of tokens at each position (arXiv 2507.01693,
+2402.09154).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +17,7 @@ from fuse.guide import Guide
 from fuse.options import Count, NotNegative, Share, Whole, check_options
 from fuse.search.methods.base import PROMPT_LENGTH
 from fuse.search.methods.continuous import Continuous, spellable
+from fuse.search.methods.simplex import onto_low_entropy, onto_simplex
 from fuse.statistics import num_non_finite
 from fuse.types import Candidates, Ids
 
@@ -24,7 +27,9 @@ SPREAD = 1.0
 
 @dataclass(frozen=True)
 class State:
-    """The logits of the a allowed tokens at each position, and the optimiser's state."""
+    """The logits of the a allowed tokens at each position, or their shares where these are
+    projected, and the optimiser's state.
+    """
 
     logits: Float[Tensor, "b s a"]
     optimiser: Any = None
@@ -41,11 +46,22 @@ class Relaxed(Continuous):
     `search_width` rows, which descend side by side from random logits; of the first row the first
     prompt's tokens are the likeliest. Models with other tokens take part at the likeliest tokens,
     through their adapters.
+
+    With `projection` simplex Adam moves the shares p themselves, by E_v . g, and then they are
+    projected: onto the simplex, and to a Gini entropy 1 - sum_v p_v^2 of at most `max_entropy`
+    (PGD, arXiv 2402.09154). There is no `decay`, and the first prompt's tokens have all shares.
     """
 
     search_width: Annotated[Count, Doc("prompts that descend side by side")] = 4
-    lr: Annotated[NotNegative, Doc("learning rate, of logits")] = 1.5
+    projection: Annotated[
+        Literal["softmax", "simplex"],
+        Doc("softmax: logits are moved; simplex: shares, projected (arXiv 2402.09154)"),
+    ] = "softmax"
+    lr: Annotated[NotNegative, Doc("learning rate, of logits; of shares about 0.1")] = 1.5
     decay: Annotated[Share, Doc("what is left of the logits after a step")] = 0.98
+    max_entropy: Annotated[
+        Share, Doc("Gini entropy of a position's shares at most, where these are projected")
+    ] = 0.4
     prompt_length: Annotated[Count, PROMPT_LENGTH] = 8
     steps: Annotated[Whole, Doc("at most")] = 300
 
@@ -55,28 +71,39 @@ class Relaxed(Continuous):
     def propose(
         self, state: State | None, beam: Sequence[Ids], guide: Guide, rng: torch.Generator
     ) -> Candidates:
-        tokens = guide.allowed.nonzero().flatten()
-        table = guide.vocabulary.embedding[tokens].float()
+        tokens, table = guide.allowed_tokens, guide.allowed_embeddings
         state = state or self._begin(beam[0], tokens, rng)
-        shares = state.logits.softmax(-1)
+        shares = self._shares(state.logits)
         gradient = guide.embedding_gradient(_likeliest(state.logits, tokens), shares @ table)
         dropped = num_non_finite(gradient)
         by_token = gradient.nan_to_num(0.0, 0.0, 0.0).to(table) @ table.T
-        by_logit = shares * (by_token - (shares * by_token).sum(-1, keepdim=True))
-        logits, optimiser = self.descend(state.logits, by_logit, state.optimiser)
-        logits = self.decay * logits
+        if self.projection == "softmax":
+            by_token = shares * (by_token - (shares * by_token).sum(-1, keepdim=True))
+        logits, optimiser = self.descend(state.logits, by_token, state.optimiser)
+        if self.projection == "softmax":
+            logits = self.decay * logits
+        else:
+            logits = onto_low_entropy(onto_simplex(logits), self.max_entropy)
         rows = spellable(_likeliest(logits, tokens), guide)
         state = State(logits, optimiser)
         return Candidates(rows, [0] * len(rows), state, dropped)
 
+    def _shares(self, logits: Float[Tensor, "b s a"]) -> Float[Tensor, "b s a"]:
+        return logits.softmax(-1) if self.projection == "softmax" else logits
+
     def _begin(self, first: Ids, tokens: Int[Tensor, " a"], rng: torch.Generator) -> State:
-        """Return random logits; those of the first prompt's tokens are the highest of row 0."""
+        """Return random logits, or shares; of row 0 those of the first prompt's tokens are the
+        highest.
+        """
         size = self.search_width, len(first), len(tokens)
         logits = SPREAD * torch.randn(size, generator=rng)
         index = {token: i for i, token in enumerate(tokens.tolist())}
         for position, token in enumerate(first):
             if token in index:
-                logits[0, position, index[token]] = logits[0, position].max() + SPREAD
+                far = logits[0, position].max() + SPREAD
+                logits[0, position, index[token]] = far if self.projection == "softmax" else 1e3
+        if self.projection == "simplex":
+            logits = logits.softmax(-1)
         return State(logits.to(tokens.device))
 
 

@@ -73,7 +73,8 @@ class Pareto(Strategy):
         members = self._members(
             merged(state.members if state.earlier_compete else (), new), weights
         )
-        front = non_dominated(merged(state.front, new), weights)
+        # What nothing goes on from may be the best all the same
+        front = non_dominated(merged(state.front, [*new, *evaluated.left_out]), weights)
         first = {entry.ids for entry in [*front[:1], *self._members(front, weights)]}
         by_rank = sorted(front, key=lambda entry: (entry.ids not in first, entry))
         kept = tuple(sorted(by_rank[: self.front_max_size]))
