@@ -18,11 +18,14 @@ class Guide:
     """What a method may see of an objective: gradients and likelihoods of the primary's tokens, and
     which are allowed.
 
+    Args:
+        texts: whose words are offered wherever a method puts in tokens.
+
     Raises:
         FuseError: a secondary with other tokens has no adapter.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, texts: Sequence[str] = ()) -> None:
         for name, term in objective.secondaries.items():
             if term.adapter is None and term.vocabulary is not objective.vocabulary:
                 raise FuseError(
@@ -30,6 +33,7 @@ class Guide:
                     "give one, such as LexicalAdapter"
                 )
         self._objective = objective
+        self._words = objective.words_of(texts)
         self.vocabulary = objective.vocabulary
         self.allowed = objective.allowed
         """The tokens that a prompt may hold."""
@@ -43,12 +47,17 @@ class Guide:
         self.check_length = objective.check_length
         self.token_gradient = objective.token_gradient
         self.proposals = objective.proposals
-        self.word_proposals = objective.word_proposals
         self.long_words = objective.long_words
         """The listed words of several tokens."""
         self.embedding_gradient = objective.embedding_gradient
         self.position_log_probs = objective.position_log_probs
         self.next_token_log_probs = objective.next_token_log_probs
+
+    def word_proposals(
+        self, rows: Sequence[Ids], positions: Sequence[int]
+    ) -> list[list[list[Ids]]]:
+        """Do `Objective.word_proposals`, with one more pool for the words of `texts`."""
+        return self._objective.word_proposals(rows, positions, self._words)
 
     @cached_property
     def label_ids(self) -> Ids:

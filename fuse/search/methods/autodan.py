@@ -44,6 +44,7 @@ class AutoDAN(Method):
     in every step. The method ends where all rows do.
     """
 
+    grows: ClassVar[bool] = True
     beam_width: ClassVar[int] = 16
     search_width: Annotated[Count, SEARCH_WIDTH] = 256
     logit_weight: Annotated[
