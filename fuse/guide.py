@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fuse.errors import FuseError
+from fuse.models import chat
 from fuse.objective import Objective
+from fuse.text.messages import Message
 from fuse.types import Ids
 
 
@@ -52,6 +54,9 @@ class Guide:
         self.embedding_gradient = objective.embedding_gradient
         self.position_log_probs = objective.position_log_probs
         self.next_token_log_probs = objective.next_token_log_probs
+        self.log_probs_after = objective.primary.engine.next_token_log_probs
+        """Log p(next token) after rows of any ids, with nothing else around them."""
+        self._around: dict[str, tuple[str, str]] = {}
 
     def word_proposals(
         self, rows: Sequence[Ids], positions: Sequence[int]
@@ -64,6 +69,32 @@ class Guide:
         """The tokens of the label; empty without one."""
         encoded = self._objective.primary.encode(["a"])[0]
         return encoded.ids[slice(*encoded.label)]
+
+    @property
+    def opening(self) -> Ids:
+        """The tokens that stand before every text that the primary reads."""
+        return self._objective.primary.template.head(self.vocabulary) or self.vocabulary.start
+
+    @property
+    def chats(self) -> bool:
+        """Whether the primary was trained to chat."""
+        return bool(self.vocabulary.tokenizer.chat_template)
+
+    def around_message(self, content: str) -> tuple[str, str]:
+        """Return what the primary reads before and after `PROMPT` in a user's message.
+
+        Raises:
+            FuseError: it has no chat template.
+        """
+        if content not in self._around:
+            messages: list[Message] = [{"role": "user", "content": content}]
+            self._around[content] = chat.text_around(self.vocabulary.tokenizer, messages)
+        return self._around[content]
+
+    @cached_property
+    def line_ends(self) -> list[int]:
+        """The primary's tokens that end a line."""
+        return [i for i, text in enumerate(self.vocabulary.token_texts) if "\n" in text]
 
     @property
     def end_of_text(self) -> list[int]:
