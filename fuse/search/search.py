@@ -350,7 +350,7 @@ class Search:
         """
         began = time.perf_counter()
         stage, rng = self.stages[number], self._rng(state)
-        several = list(starts[1:] and starts)
+        several = list(starts) if len(starts) > 1 else []
         # Whole texts are not written on: they compete with what a method grows
         joined, rivals = ([], several) if stage.method.grows else (several, [])
         first = () if rivals else next(iter(starts), ())
