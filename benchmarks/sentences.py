@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import tempfile
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +39,11 @@ def main() -> None:
             "help": "text file of a text a line, or of running text as in wikitext; targets are "
             "drawn from the last 1000 sentences of 5 to 20 words",
         },
+        retrieve={
+            "type": Path,
+            "help": "text file to start from the nearest texts of (init=retrieve), without the "
+            "lines that hold one of the sentences that targets are drawn from",
+        },
         judge={"help": "another language model, for the perplexity of what was found"},
         judge_start={"default": "auto", "help": "the special tokens before all that it reads"},
         start={"help": "primary.start: the special tokens before all"},
@@ -52,6 +58,8 @@ def main() -> None:
     overrides = options.overrides.split()
     if options.start:
         overrides.append(f'primary.start="{options.start}"')
+    if options.retrieve:
+        overrides += ["init=retrieve", f"corpus={without(found, options.retrieve)}"]
     models: Models = {}
     rows: list[Row] = []
     for target in targets:
@@ -89,6 +97,17 @@ def invert(target: str, overrides: list[str], models: Models) -> Row:
         "evaluations": float(result.evaluations),
         "seconds": result.seconds,
     }
+
+
+def without(held_out: list[str], corpus: Path) -> Path:
+    """Write a corpus anew, without the lines that hold one of some sentences."""
+    kept = []
+    for line in corpus.read_text().splitlines():
+        if not any(sentence in line for sentence in held_out):
+            kept.append(f"{line}\n")
+    path = Path(tempfile.mkdtemp()) / corpus.name
+    path.write_text("".join(kept))
+    return path
 
 
 class Judge:

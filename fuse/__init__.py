@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fuse.errors import FuseError
     from fuse.guide import Guide
     from fuse.objective import Objective
+    from fuse.retrieval import retrieve
     from fuse.search.loop import SideBySide, search, search_together
     from fuse.search.search import Search
     from fuse.term import Term
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "Objective": "fuse.objective",
     "Term": "fuse.term",
     "Guide": "fuse.guide",
+    "retrieve": "fuse.retrieval",
     "Probe": "fuse.search.screening",
     "ContractError": "fuse.search.contracts",
     "check_search": "fuse.search.contracts",

@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fuse.errors import FuseError
+from fuse.models import chat
 from fuse.objective import Objective
 from fuse.statistics import standardised
+from fuse.text.messages import Message
 from fuse.types import Ids
 
 
@@ -19,11 +21,14 @@ class Guide:
     """What a method may see of an objective: gradients and likelihoods of the primary's tokens, and
     which are allowed.
 
+    Args:
+        texts: whose words are offered wherever a method puts in tokens.
+
     Raises:
         FuseError: a secondary with other tokens has no adapter.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, texts: Sequence[str] = ()) -> None:
         for name, term in objective.secondaries.items():
             if term.adapter is None and term.vocabulary is not objective.vocabulary:
                 raise FuseError(
@@ -31,6 +36,7 @@ class Guide:
                     "give one, such as LexicalAdapter"
                 )
         self._objective = objective
+        self._words = objective.words_of(texts)
         self.vocabulary = objective.vocabulary
         self.allowed = objective.allowed
         """The tokens that a prompt may hold."""
@@ -46,7 +52,6 @@ class Guide:
         self.check_length = objective.check_length
         self.token_gradient = objective.token_gradient
         self.proposals = objective.proposals
-        self.word_proposals = objective.word_proposals
         self.long_words = objective.long_words
         """The listed words of several tokens."""
         self.match = objective.match
@@ -55,6 +60,15 @@ class Guide:
         self.embedding_gradient = objective.embedding_gradient
         self.position_log_probs = objective.position_log_probs
         self.next_token_log_probs = objective.next_token_log_probs
+        self.log_probs_after = objective.primary.engine.next_token_log_probs
+        """Log p(next token) after rows of any ids, with nothing else around them."""
+        self._around: dict[str, tuple[str, str]] = {}
+
+    def word_proposals(
+        self, rows: Sequence[Ids], positions: Sequence[int]
+    ) -> list[list[list[Ids]]]:
+        """Do `Objective.word_proposals`, with one more pool for the words of `texts`."""
+        return self._objective.word_proposals(rows, positions, self._words)
 
     def pull(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
         """Return how much the secondaries want each token at one position of each row, read there
@@ -68,6 +82,32 @@ class Guide:
         """The tokens of the label; empty without one."""
         encoded = self._objective.primary.encode(["a"])[0]
         return encoded.ids[slice(*encoded.label)]
+
+    @property
+    def opening(self) -> Ids:
+        """The tokens that stand before every text that the primary reads."""
+        return self._objective.primary.template.head(self.vocabulary) or self.vocabulary.start
+
+    @property
+    def chats(self) -> bool:
+        """Whether the primary was trained to chat."""
+        return bool(self.vocabulary.tokenizer.chat_template)
+
+    def around_message(self, content: str) -> tuple[str, str]:
+        """Return what the primary reads before and after `PROMPT` in a user's message.
+
+        Raises:
+            FuseError: it has no chat template.
+        """
+        if content not in self._around:
+            messages: list[Message] = [{"role": "user", "content": content}]
+            self._around[content] = chat.text_around(self.vocabulary.tokenizer, messages)
+        return self._around[content]
+
+    @cached_property
+    def line_ends(self) -> list[int]:
+        """The primary's tokens that end a line."""
+        return [i for i, text in enumerate(self.vocabulary.token_texts) if "\n" in text]
 
     @property
     def end_of_text(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from fuse.nn.embedding_table import EmbeddedVocabulary
 from fuse.nn.operations import OperationCounter
 from fuse.statistics import standardised
 from fuse.term import Term
-from fuse.text.constraints import Constraints
+from fuse.text.constraints import Constraints, spellings
 from fuse.text.vocabulary import ID_BYTES, require_text
 from fuse.types import Candidates, Evaluation, Ids, TermResult
 
@@ -25,6 +26,8 @@ MIN_PRECISE = 8
 """How many of the best candidates are scored again, at least, where models of a coarse type scored
 them first.
 """
+
+WORD = re.compile(r"\w[\w'-]*")
 
 Known = Mapping[Ids, tuple[float, ...]]
 """Each term's loss of sequences that were scored before."""
@@ -352,23 +355,43 @@ class Objective:
             pools.append(pool)
         return pools
 
-    def word_proposals(
-        self, rows: Sequence[Ids], positions: Sequence[int]
-    ) -> list[list[list[Ids]]]:
-        """Return one pool of rows with a listed word in the place of the token at each row's
-        position, and of the word that it is part of; no pool where all listed words are one token.
+    def words_of(self, texts: Sequence[str]) -> list[tuple[Ids, Ids]]:
+        """Return how each different word of some texts is spelled at the beginning of a prompt, and
+        after a word; those of forbidden tokens are left out.
         """
-        if not self.long_words:
-            return []
-        pool = []
-        for row, position in zip(rows, positions, strict=True):
+        words = list(dict.fromkeys(WORD.findall(" ".join(texts))))
+        found = spellings(self.vocabulary, words)
+        pairs, may_stay = zip(found[: len(words)], found[len(words) :], strict=True), self.allowed
+        return [pair for pair in pairs if may_stay[[*pair[0], *pair[1]]].all()]
+
+    def word_proposals(
+        self,
+        rows: Sequence[Ids],
+        positions: Sequence[int],
+        words: Sequence[tuple[Ids, Ids]] = (),
+    ) -> list[list[list[Ids]]]:
+        """Return pools of rows with a word in the place of the token at each row's position, and of
+        the word that it is part of.
+
+        Returns:
+            One pool for the listed words, unless all of them are one token, and one for `words`, if
+            there are any.
+
+        Args:
+            words: as `words_of` returns them.
+        """
+        pools: list[list[list[Ids]]] = [[] for known in (self.long_words, words) if known]
+        for row, position in zip(rows, positions, strict=True) if pools else ():
             own = self.vocabulary.word_around(row, position)
-            spans = dict.fromkeys([(position, position + 1), own])
+            listed: list[Ids] = []
             offered: list[Ids] = []
-            for start, end in spans:
-                offered += [(*row[:start], *word, *row[end:]) for word in self.long_words]
-            pool.append(offered)
-        return [pool]
+            for start, end in dict.fromkeys([(position, position + 1), own]):
+                before, after = row[:start], row[end:]
+                listed += [(*before, *word, *after) for word in self.long_words]
+                offered += [(*before, *word[start > 0], *after) for word in words]
+            for pool, found in zip(pools, filter(None, (listed, offered)), strict=True):
+                pool.append(found)
+        return pools
 
     def embedding_gradient(
         self, rows: Sequence[Ids], embeddings: Float[Tensor, "b s d"] | None = None

@@ -57,6 +57,7 @@ METHODS = Registry({
     "langevin": "fuse.search.methods.langevin:Langevin",
     "pez": "fuse.search.methods.pez:PEZ",
     "caption": "fuse.search.methods.caption:Caption",
+    "paraphrase": "fuse.search.methods.paraphrase:Paraphrase",
     "embedding": "fuse.search.methods.embedding:Embedding",
 })  # fmt: skip
 """By their names in `conf/method`."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import tune_prior
 from conftest import REALBED, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -21,6 +22,7 @@ from fuse import hub
 from fuse.app import terms
 from fuse.app.build import build, weights_of
 from fuse.app.config import compose
+from fuse.app.plan import plan_of
 from fuse.models import chat, gguf_files
 from fuse.models.loading import load_network
 from fuse.text.template import Template
@@ -217,6 +219,21 @@ def adapter(tmp_path: Path) -> tuple[Path, Any]:
     folder = tmp_path / "adapter"
     model.save_pretrained(folder)
     return folder, model.eval()
+
+
+def test_a_prior_is_fitted_to_a_gguf_file(small_gguf: tuple[Path, Any], tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="PEFT comes with the extra `test`")
+    corpus, out = tmp_path / "corpus.txt", tmp_path / "prior"
+    corpus.write_text("".join(f"a boat and {i} cups zzz\n" for i in range(20)))
+    base, model = ("primary=causal_lm", "secondary=[]"), f"primary.model_id={small_gguf[0]}"
+    tune_prior.tune([*base, model, f"corpus={corpus}", f"out={out}", "max_steps=8", "rate=0.05"])
+    losses = []
+    for model_id in (out, small_gguf[0]):
+        term = fuse.Term(fuse.CausalLM.load(str(model_id)), fuse.NLL())
+        losses.append(float(term.score(term.encode(["a boat and 3 cups zzz"]))[0]))
+    assert losses[0] < losses[1] - 0.2
+    (planned,) = plan_of(compose([*base, f"primary.model_id={out}"])).models
+    assert planned.num_weights == plan_of(compose([*base, model])).models[0].num_weights
 
 
 def rewrite(folder: Path, **changes: Any) -> None:

@@ -19,6 +19,7 @@ from tempfile import NamedTemporaryFile
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fuse.adapters.base import Adapter, Progress
 from fuse.adapters.checks import check_shape
@@ -224,16 +225,24 @@ def save(adapter: Adapter, path: Path, metadata: Mapping[str, str]) -> None:
     described = dict(metadata)
     for point, fidelity in adapter.fidelities.items():
         described[_fidelity_key(point)] = json.dumps(asdict(fidelity))
-    tensors = {tensor: value.contiguous() for tensor, value in adapter.tensors().items()}
+    write_tensors(adapter.tensors(), path, described)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, at once or not at all.
+
+    A warning where that is not possible.
+    """
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: another process may be writing the same adapter
+        # A name of its own: another process may be writing the same file
         with NamedTemporaryFile(
             dir=path.parent, prefix=f"{path.name}-", suffix=".partial", delete=False
         ) as file:
             partial = Path(file.name)
-        save_file(tensors, partial, metadata=described)
+        save_file(contiguous, partial, metadata=dict(metadata))
         partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     except (OSError, SafetensorError) as error:

@@ -23,6 +23,7 @@ from fuse.models import Captioner
 from fuse.models.quantization import stored_as
 from fuse.objective import PRIMARY, Objective
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
+from fuse.retrieval import retrieve
 from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
 from fuse.search.screening import Probe
@@ -43,7 +44,12 @@ RANDOM_LENGTH = 8
 SENTENCES = Path(__file__).parent.parent / "demo/corpus.txt"
 
 
-def build(config: Config, progress: Progress = iter, models: Models | None = None) -> Search:
+def build(
+    config: Config,
+    progress: Progress = iter,
+    models: Models | None = None,
+    reading: Progress = iter,
+) -> Search:
     """Return the search that a checked configuration describes.
 
     Adapters are fitted last, when all else is known to be right.
@@ -51,6 +57,7 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
     Args:
         progress: shows how far the fit of an adapter is.
         models: what is in it is not loaded again; what is loaded joins it.
+        reading: shows how far the reading of the corpus of init=retrieve is.
 
     Raises:
         FuseError: values that do not go together, or with the models; its message names the key.
@@ -74,8 +81,8 @@ def build(config: Config, progress: Progress = iter, models: Models | None = Non
         if one is not None:
             check_objective(objective, one, options["stop_at_label"], probe)
     objective.check_length(method.prompt_length)
-    init = _written(config, models)
-    if init:
+    init = _written(config, objective, models, reading)
+    if isinstance(init, str) and init:
         objective.spell(init)
     points: list[str] = []
     for one in (method, refine):
@@ -116,14 +123,14 @@ def _adapter(
     settings = dict(config["adapter"])
     kind_name = settings.pop("name")
     kind = ADAPTERS[kind_name]
-    folder = Path(settings.pop("cache_dir")).expanduser()
+    del settings["cache_dir"]
     corpus, shared = settings.pop("corpus", None), settings.pop("shared", None)
     primary, secondary = (slug(model_id) for model_id in model_ids)
     adapter = load_or_fit(
         kind,
         objective.vocabulary,
         term.model,
-        folder=folder,
+        folder=_adapter_folder(config),
         name=adapter_name(config, name),
         corpus=corpus,
         settings=settings,
@@ -206,11 +213,28 @@ def _captions(config: Config, count: int, models: Models) -> list[str]:
         return captioner.caption(image, count=count, max_new_tokens=length, **words)
 
 
-def _written(config: Config, models: Models) -> str:
-    """Return the text to start from, the user's or the captioner's; empty for none."""
-    if config["init"] == "caption":
+def _written(
+    config: Config, objective: Objective, models: Models, reading: Progress
+) -> str | list[str]:
+    """Return the text to start from, the user's or the captioner's, or those of the corpus; empty
+    for none.
+    """
+    init = config["init"]
+    if init == "caption":
         return _captions(config, 1, models)[0]
-    return "" if config["init"] in (None, "random") else config["init"]
+    if init == "retrieve":
+        return retrieve(
+            objective,
+            config["corpus"],
+            max_tokens=config["method"].get("prompt_length") or None,
+            folder=_adapter_folder(config),
+            progress=reading,
+        )
+    return "" if init in (None, "random") else init
+
+
+def _adapter_folder(config: Config) -> Path:
+    return Path(config["adapter"]["cache_dir"]).expanduser()
 
 
 def weights_of(config: Config, objective: Objective) -> dict[str, dict[str, Any]]:

@@ -125,6 +125,11 @@ def fitting(words: Sequence[str]) -> Iterable[str]:
     return track(words, "fitting the adapter", console=errors, transient=True) if words else words
 
 
+def reading(texts: Sequence[str]) -> Iterable[str]:
+    """Show a bar over texts of the corpus that a search starts from."""
+    return track(texts, "reading the corpus", console=errors, transient=True)
+
+
 class SearchBar:
     """A bar with the step, the best loss and the best text so far; called after every step."""
 

@@ -125,6 +125,8 @@ def _stored(model: Wanted) -> StoredSize | None:
     adapter = read_adapter(source, **where)
     if adapter:
         source, where = adapter["base_model_name_or_path"], {"revision": adapter.get("revision")}
+        if source.endswith(SUFFIX):
+            return _stored_in(Path(source).expanduser()) if Path(source).exists() else None
     return stored_size(source, read_object(source, "config.json", **where), **where)
 
 

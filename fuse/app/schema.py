@@ -68,7 +68,14 @@ class RunOptions:
     label: Annotated[Text | None, Doc("a text that the LM shall say")]
     init: Annotated[
         Text | None,
-        Doc("a text to start from; random: random tokens; caption: the captioner's sentence"),
+        Doc(
+            "a text to start from; random: random tokens; caption: the captioner's sentence; "
+            "retrieve: the nearest texts of `corpus`"
+        ),
+    ]
+    corpus: Annotated[
+        Path,
+        Doc("of init=retrieve: a file of one text a line, or a .jsonl file with a text in each"),
     ]
     steps: Annotated[Whole | None, Doc("null: the method's own number, and that of `refine`")]
     stop_loss: Annotated[Number | None, Doc("end at this loss")]

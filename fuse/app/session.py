@@ -159,7 +159,7 @@ class Session:
 
         began = time.perf_counter()
         with reaching(config):
-            search = build(config, console.fitting, self._models)
+            search = build(config, console.fitting, self._models, console.reading)
         facts = {
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],

@@ -42,7 +42,7 @@ def term_of(config: Config, key: str, models: Models) -> Term:
             model,
             loss,
             weight=config["weight"],
-            **text_around(config, model),
+            **text_around(config, model.vocabulary.tokenizer),
             batch_size=config["batch_size"],
             precise=precise,
             prefix_cache=config["prefix_cache"],
@@ -50,11 +50,11 @@ def term_of(config: Config, key: str, models: Models) -> Term:
         )
 
 
-def text_around(config: Config, model: Model) -> dict[str, Any]:
+def text_around(config: Config, tokenizer: Any) -> dict[str, Any]:
     """Return the options of a `Template`: those of an entry, or what its messages make of them."""
     if config["template"] == "plain":
         return {name: config[name] for name in ("prefix", "suffix", "start", "join")}
-    prefix, suffix = chat.text_around(model.vocabulary.tokenizer, config["messages"])
+    prefix, suffix = chat.text_around(tokenizer, config["messages"])
     return {"prefix": prefix, "suffix": suffix, "start": NONE, "join": NONE}
 
 

@@ -230,6 +230,14 @@ class Engine:
         (found,) = self.runner.run(distinct, gradients)
         return found[[index[row] for row in rows]]
 
+    @torch.no_grad()
+    def vectors(self, rows: Sequence[Encoded]) -> Float[Tensor, "b e"]:
+        """Return the vectors that a model makes of rows, on the CPU in float32."""
+        model = self.model
+        assert isinstance(model, VectorModel)
+        (found,) = self.runner.run(rows, lambda inputs, _: (model.vector(inputs),))
+        return found.float().cpu()
+
     def says(self, rows: Sequence[Encoded]) -> list[bool]:
         """Whether greedy decoding after each row's prompt says its label; False of a model that
         says nothing.

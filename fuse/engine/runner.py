@@ -80,6 +80,8 @@ class ModelRunner:
         self._prefix = prefix
         self._fixed = PrefixCache([prefix] if prefix else [], prefix)
         self._beam = PrefixCache([])
+        self._latest: PrefixCache | None = None
+        """What predictions were asked for last beside the beam: rows that grow go on from there."""
 
     def prefill(self, rows: Sequence[Encoded]) -> None:
         """Let what follows go on from these rows, up to the ends of their prompts.
@@ -88,6 +90,7 @@ class ModelRunner:
         """
         beginnings = [row.up_to_prompt().ids for row in rows]
         beginnings = [ids for ids in dict.fromkeys(beginnings) if ids]
+        self._latest = None
         if beginnings == self._beam.rows:
             return
         parent = self._beam if self._beam.prefixes is not None else self._beam.parent
@@ -99,6 +102,7 @@ class ModelRunner:
         """Empty the prefix cache."""
         self._fixed = PrefixCache(self._fixed.rows, self._prefix)
         self._beam = PrefixCache([])
+        self._latest = None
 
     def run(
         self, rows: Sequence[Encoded], function: Function, limits: Sequence[int] | None = None
@@ -142,7 +146,10 @@ class ModelRunner:
         """
         cache = self._beam
         if not cache.holds(rows):
-            cache = PrefixCache(_without_beginnings(rows), self._prefix)
+            if self._latest is not None:
+                self._latest.parent = None
+            cache = PrefixCache(_without_beginnings(rows), self._prefix, self._latest)
+            self._latest = cache
         first = min(len(row) - 1 for row in rows)
         self._fill(cache, first if self._first is None else min(first, self._first))
         prefixes = cache.prefixes

@@ -30,7 +30,7 @@ def search(
     *,
     refine: Method | None = None,
     steps: int | None = None,
-    init: str = "",
+    init: str | Sequence[str] = "",
     stop_loss: float | None = None,
     stop_at_label: bool = False,
     probe: Probe | None = None,

@@ -78,7 +78,10 @@ class Search:
         refine: a second method, which goes on from the best prompt of the first when that has ended
             or made its own number of steps, by the strategy that suits it.
         steps: how many times to propose in all; None for the methods' own numbers.
-        init: the text to start from; empty for the method's own start.
+        init: the text to start from; empty for the method's own start. Of several the strategy
+            chooses the first beam, but a method that grows its prompts begins as it does without
+            them, and they compete with what it writes. Their words are offered wherever the method
+            puts in tokens.
         stop_loss: end as soon as the best loss is at or below this.
         stop_at_label: end as soon as the primary greedily says its label after the best prompt.
         probe: chooses which candidates are scored; None for all.
@@ -98,7 +101,7 @@ class Search:
     strategy: Strategy | None = None
     refine: Method | None = None
     steps: int | None = None
-    init: str = ""
+    init: str | Sequence[str] = ""
     stop_loss: float | None = None
     stop_at_label: bool = False
     probe: Probe | None = None
@@ -139,7 +142,7 @@ class Search:
     @cached_property
     def guide(self) -> Guide:
         """What the methods see of the objective."""
-        return Guide(self.objective)
+        return Guide(self.objective, () if isinstance(self.init, str) else self.init)
 
     @cached_property
     def counters(self) -> list[OperationCounter]:
@@ -163,9 +166,15 @@ class Search:
             FuseError: a starting text or a length that some model cannot take; a term with no
                 finite loss of the start, nor of a few random prompts.
         """
-        start = self.objective.spell(self.init) if self.init else ()
+        texts = [self.init] if isinstance(self.init, str) else self.init
+        starts = list(dict.fromkeys(self.objective.spell(text) for text in texts if text))
         assert self.first_rng is not None
-        state = self._begin_stage(SearchState(rng=self.first_rng), 0, start)
+        state = SearchState(rng=self.first_rng)
+        if len(starts) > 1:  # the method is told of the best one
+            evaluated = self.evaluate(state, Candidates(starts))
+            state = self._counted(state, evaluated)
+            starts.sort(key=dict(zip(starts, evaluated.loss.tolist(), strict=True)).__getitem__)
+        state = self._begin_stage(state, 0, starts)
         if state.initial_loss is None:
             self._try_other_starts(state)
         return state
@@ -358,29 +367,38 @@ class Search:
             "times its weight, is more than float32 holds; give a smaller weight"
         )
 
-    def _begin_stage(self, state: SearchState, number: int, start: Ids) -> SearchState:
-        """Return the state before the first step of a method that begins with `start`."""
+    def _begin_stage(self, state: SearchState, number: int, starts: Sequence[Ids]) -> SearchState:
+        """Return the state before the first step of a method that begins with `starts`, the best
+        first; none for its own.
+        """
         began, before = time.perf_counter(), self.operations
         stage, rng = self.stages[number], self._rng(state)
-        method, beam = stage.method.init(self.guide, start, rng)
+        several = list(starts) if len(starts) > 1 else []
+        # Whole texts are not written on: they compete with what a method grows
+        joined, rivals = ([], several) if stage.method.grows else (several, [])
+        first = () if rivals else next(iter(starts), ())
+        method, beam = stage.method.init(self.guide, first, rng)
+        rows = [row for row in dict.fromkeys([*beam, *joined]) if row]
         # An empty start is no prompt: the loss of one random token stands for its own, and does not
         # compete
-        started = [row for row in beam if row] or [random_prompt(self.guide, 1, rng)]
+        started = [*rows, *rivals] or [random_prompt(self.guide, 1, rng)]
         evaluated = self.evaluate(replace(state, stage=number), Candidates(started))
         state = self._counted(state, evaluated)
-        if not any(beam):
-            evaluated = self.objective.evaluate(Candidates())
-        strategy, selected = stage.strategy.select(
-            stage.strategy.init(stage.method.buffer_size), evaluated, rng
+        entries = evaluated.entries() if rows or rivals else []
+        strategy, chosen = stage.strategy.select(
+            stage.strategy.init(stage.method.buffer_size),
+            self.evaluate(replace(state, stage=number), Candidates(rows)),
+            rng,
         )
+        if joined:
+            beam = list(chosen)
         if number and stage.strategy.width > 1 and not stage.method.greedy_only:
-            strategy, selected = stage.strategy.select(strategy, self._earlier(state), rng)
-            beam = list(selected) or beam
+            strategy, chosen = stage.strategy.select(strategy, self._earlier(state), rng)
+            beam = list(chosen) or beam
         losses = [state.scored[row] for row in started if row in state.scored]
         if state.initial_loss is None and losses:
-            first = float(self.objective.total(torch.tensor(losses)).min())
-            state = replace(state, initial_loss=first if first < torch.inf else None)
-        entries = evaluated.entries()
+            lowest = float(self.objective.total(torch.tensor(losses)).min())
+            state = replace(state, initial_loss=lowest if lowest < torch.inf else None)
         state = replace(
             state,
             stage=number,
@@ -416,8 +434,8 @@ class Search:
         state = replace(state, found=self._found(state), front=self._front(state))
         if state.stage + 1 == len(self.stages):
             return replace(state, ended=reason)
-        start = state.best.ids if state.best else state.beam[0] if state.beam else ()
-        return self._begin_stage(state, state.stage + 1, start)
+        starts = [state.best.ids] if state.best else state.beam[:1]
+        return self._begin_stage(state, state.stage + 1, starts)
 
     def _limited(self, state: SearchState) -> SearchState:
         """Return the state, ended or in the next stage where a limit is reached."""

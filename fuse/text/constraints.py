@@ -81,7 +81,7 @@ class Constraints:
         blocked, listed = _casefolded(self.block), self._made_of
         spelling: set[int] = set()
         for text in listed:
-            for ids in _spellings(vocabulary, _cases(text)):
+            for ids in spellings(vocabulary, _cases(text)):
                 spelling |= set(ids)
         kept = []
         for token, text in enumerate(vocabulary.token_texts):
@@ -109,7 +109,7 @@ class Constraints:
         found: dict[Ids, None] = {}
         for text in _listed(self.allow):
             word = text.strip()
-            at_beginning, after_word = _spellings(vocabulary, [word])
+            at_beginning, after_word = spellings(vocabulary, [word])
             found[at_beginning] = None
             if word[0].isalnum():  # a sign follows a word without a blank
                 found[after_word] = None
@@ -176,7 +176,7 @@ def _cases(text: str) -> list[str]:
     return list(dict.fromkeys([text, text.capitalize(), text.upper()]))
 
 
-def _spellings(vocabulary: Vocabulary, texts: Sequence[str]) -> list[Ids]:
+def spellings(vocabulary: Vocabulary, texts: Sequence[str]) -> list[Ids]:
     """Return the tokens that spell each text at the beginning of a prompt, and after a word."""
     num_before = len(vocabulary.encode_ids(["!"])[0])
     found = vocabulary.encode_ids(texts)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Gt, Le
@@ -44,6 +44,7 @@ class AutoDAN(Method):
     in every step. The method ends where all rows do.
     """
 
+    grows: ClassVar[bool] = True
     beam_width = 16
     search_width: Annotated[Count, SEARCH_WIDTH] = 256
     logit_weight: Annotated[

@@ -54,6 +54,8 @@ class Method(ABC):
     """Whether the method follows a state of its own, so that no strategy but greedy search means
     anything.
     """
+    grows: ClassVar[bool] = False
+    """Whether the candidates of a step are the rows of the beam with more tokens at their ends."""
     beam_width: int = 1
     """The width of beam search that suits the method where nothing else is said; 1 is greedy
     search.
