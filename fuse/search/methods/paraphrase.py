@@ -38,7 +38,7 @@ class Paraphrase(Method):
     as `style` says.
     """
 
-    beam_width: ClassVar[int] = 32
+    beam_width = 32
     search_width: Annotated[Count, SEARCH_WIDTH] = 32
     num_shown: Annotated[
         Count, Doc("prompts that the model is shown, different from each other")
