@@ -120,12 +120,12 @@ class Session:
             if folder.is_dir():
                 leave(RunFolder(folder, self.problems), outcome)
 
-    def show_sweep(self, folder: Path | None, metric: str = "metric") -> None:
+    def show_sweep(self, folder: Path | None) -> None:
         """Show a table of a sweep's jobs, and write it; theirs are the exit codes, too."""
         jobs = gathered(folder) if folder is not None else []
         if folder is None or not jobs or Shard.of_process().rank:
             return
-        rows = rows_of(jobs, metric)
+        rows = rows_of(jobs)
         write_table(RunFolder(folder, self.problems), rows)
         self._show(console.show_table, rows)
         for job in jobs:

@@ -109,9 +109,9 @@ def columns(jobs: Sequence[JobOutcome]) -> list[str]:
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
-def rows_of(jobs: Sequence[JobOutcome], metric: str) -> list[list[Any]]:
+def rows_of(jobs: Sequence[JobOutcome]) -> list[list[Any]]:
     """Return a table of jobs with its header: options, results, and what went wrong."""
-    keys = columns(jobs)
+    keys, metric = columns(jobs), jobs[0].overrides.get("metric", "loss")
     rows: list[list[Any]] = [["job", *keys, metric, "results", "text", "exit_code", "failure"]]
     for job in jobs:
         value = "" if job.value is None else job.value
