@@ -81,7 +81,7 @@ def readable(overrides: Sequence[str]) -> dict[str, str]:
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         match = re.fullmatch(r"\"\$\{text:'(.*)'\}\"", value, re.DOTALL)
-        found[key] = decoded(match[1]) if match else value
+        found[key] = decoded(match[1]) if match else unquoted(value)
     return found
 
 
@@ -90,7 +90,7 @@ def named_folder(arguments: Sequence[str]) -> Path | None:
     named = [text.removeprefix(FOLDER) for text in arguments if text.startswith(FOLDER)]
     if not named:
         return None
-    return Path(readable([f"{FOLDER}{named[-1]}"])[FOLDER[:-1]] or unquoted(named[-1]))
+    return Path(readable([f"{FOLDER}{named[-1]}"])[FOLDER[:-1]])
 
 
 def gathered(folder: Path) -> list[JobOutcome]:
