@@ -8,11 +8,13 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import find_prompt
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -182,3 +184,40 @@ def test_texts_that_no_model_reads_are_refused(tmp_path: Path) -> None:
     whole = {**config(targets=str(tmp_path / "t.txt")), "secondary": {"clip": {"image": "x"}}}
     with pytest.raises(fuse.FuseError, match="no model of this run reads target"):
         items_of(whole)
+
+
+def test_the_hub_is_asked_only_where_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse.hub.why_unreachable", lambda: "no network")
+    with pytest.raises(fuse.FuseError, match=r"^data=some/set: .*\(no network\); give a local one"):
+        items(data="some/set")
+
+
+def test_vectors_are_inverted_without_their_texts(tmp_path: Path, clip: fuse.CLIP) -> None:
+    vectors = clip.embed_texts(["a red house", "a blue boat"]).float()
+    value = table(tmp_path / "v.parquet", id=["a", "b"], vector=vectors.tolist())
+    given = [f"target_vector={value}", "image=null", "steps=3"]
+    done = find_prompt(*given, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "metadata.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [row["row"] for row in found] == [0, 1] and found[0]["text"] != found[1]["text"]
+    for row, vector in zip(found, vectors, strict=True):
+        own = torch.cosine_similarity(clip.embed_texts([row["text"]]).float(), vector[None])
+        assert row["loss_demo_clip"] == pytest.approx(1 - float(own), abs=1e-4)
+
+
+def test_pictures_of_a_shard_become_a_data_set(tmp_path: Path) -> None:
+    """One that is damaged costs no other, and is named."""
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name, content in (("1.png", png()), ("2.png", b"damaged"), ("3.png", png("blue"))):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    given = [f"data={tmp_path}/shard.tar", "steps=1", "formats=[imagefolder]", "sidecar=true"]
+    done = find_prompt(*given, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2 and "00000001.png: not a picture" in done.stderr
+    assert "3 of ?, " in done.stderr and ", 1 failed" in done.stderr
+    made = tmp_path / "run" / "dataset"
+    found = datasets.load_dataset("imagefolder", data_dir=str(made), cache_dir=str(tmp_path / "c"))
+    assert [row["image"].getpixel((0, 0)) for row in found["train"]] == [(255, 0, 0), (0, 0, 255)]
+    assert not list(tmp_path.rglob("*.txt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -24,6 +25,8 @@ from fuse.app.session import Session
 from fuse.app.shard import new_folder
 from fuse.app.sweep import FOLDER, named_folder, readable
 from fuse.errors import FuseError
+
+log = logging.getLogger(__name__)
 
 
 def run(session: Session) -> None:
@@ -55,6 +58,11 @@ def run(session: Session) -> None:
         raise
     except OSError as error:
         session.fail(f"{error.filename}: {error.strerror}; choose another folder")
+    except Exception as error:
+        if not set(MULTIRUN) & set(sys.argv):
+            raise
+        log.info("a sweep has broken off", exc_info=error)  # a launcher's worker was lost, say
+        session.fail(f"the sweep has broken off ({type(error).__name__}: {error})", 1)
     finally:
         if set(MULTIRUN) & set(sys.argv):
             session.show_sweep(named_folder(sys.argv[1:]))

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fuse.app import places
 from fuse.app.check import mistakes
 from fuse.app.overrides import decoded, groups, prepared
-from fuse.app.shard import new_folder
+from fuse.app.shard import folder_of_run
 from fuse.errors import FuseError, one_of
 from fuse.options import shown
 
@@ -32,7 +32,7 @@ def register_resolvers() -> None:
         "cache": places.cache,
         "minilm": places.minilm,
         "text": decoded,
-        "new_folder": cache(new_folder),
+        "new_folder": folder_of_run,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(name, function, replace=True)

@@ -78,6 +78,12 @@ def new_folder(path: str) -> str:
     return claim(path) if shard.num == 1 else _agreed(path, lambda: claim(path), shard)
 
 
+@cache
+def folder_of_run(path: str) -> str:
+    """Return the folder that was made for a path, once in a process; the resolver `new_folder`."""
+    return new_folder(path)
+
+
 def _agreed(key: str, make: Callable[[], str], shard: Shard) -> str:
     """Return what the first process has made, to all; through PyTorch's store of keys."""
     store, kind = _store(), key.partition("/")[0]
