@@ -61,7 +61,10 @@ DTYPE = Doc(
 class RunOptions:
     """What a run has beside its parts and models."""
 
-    image: Annotated[Pictures, Doc("the picture to caption, a folder or a list of them; or null")]
+    image: Annotated[
+        Pictures,
+        Doc("the picture to caption, its address, a folder, a pattern or a list of them; or null"),
+    ]
     nested: Annotated[bool, Doc("whether pictures in folders of a folder count")]
     batch_images: Annotated[
         Count, Doc("pictures of a folder that are searched at once, in shared forward passes")
