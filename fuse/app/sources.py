@@ -45,7 +45,7 @@ def _of(name: str, config: Config) -> Items:
     """Return what one option stands for."""
     value, column = config[name], config["column"]
     if name == "target_vector":
-        from fuse.app.vectors import vector_items
+        from fuse.app.vector_rows import vector_items
 
         return vector_items(value, column) or ALONE
     from fuse.app.rows import BUILDERS, row_items

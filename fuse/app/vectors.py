@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse.app.items import Item, Items, numbered
 from fuse.errors import FuseError
 from fuse.losses import direction
 from fuse.models.model_files import first_line
@@ -59,24 +58,6 @@ def read_vector(value: str | Sequence[float | str]) -> Float[Tensor, " e"]:
     with _complaining(value):
         numbers = torch.tensor([float(number) for number in value])
     return direction(numbers, f"target_vector={shown(value)}")
-
-
-def vector_items(value: str | Sequence[float | str], column: str | None = None) -> Items | None:
-    """Return the rows of a file as items of a run; None where it is a single one.
-
-    Raises:
-        FuseError: it cannot be read.
-    """
-    vectors = open_vectors(value, column) if isinstance(value, str) else None
-    if vectors is None or vectors.num == 1:
-        return None
-    rows = vectors.rows
-
-    def each() -> Iterator[Item]:
-        for index, row in enumerate(rows()):
-            yield Item(numbered(index), {"target_vector": row}, {"row": index})
-
-    return Items(each, vectors.num)
 
 
 def open_vectors(value: str, column: str | None = None) -> Vectors:
