@@ -105,3 +105,11 @@ MODELS = Registry({
     "diffusion": "fuse.models.diffusion:Diffusion",
 })  # fmt: skip
 """Kinds of models, by their names in `kind` of an entry in `conf/primary` and `conf/secondary`."""
+
+FORMATS = Registry({
+    "jsonl": "fuse.app.formats.jsonl:write",
+    "csv": "fuse.app.formats.table:write",
+    "coco": "fuse.app.formats.coco:write",
+    "imagefolder": "fuse.app.formats.image_folder:write",
+})  # fmt: skip
+"""Files with the results of a run of several searches, by their names in `formats`."""

@@ -19,8 +19,8 @@ from sampling import sampled
 from test_contracts import NAMED, PAIRS
 
 from fuse.app.config import compose
+from fuse.app.items import replaced
 from fuse.app.run_folder import claim
-from fuse.app.session import _with_image
 from fuse.registry import METHODS
 
 
@@ -189,6 +189,9 @@ def test_a_folder_of_pictures(tmp_path: Path, at_once: int) -> None:
         "cat.png",
     ]
     assert read(tmp_path / "out" / "cat.png")[0]["image"].endswith("cat.png")
+    lines = (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file_name"] for line in lines] == ["boat.png", "cat.png"]
+    assert "3 of 3, " in done.stderr and ", 1 failed" in done.stderr
 
 
 def test_begins_with_the_captioners_sentence_and_refines_it(tmp_path: Path) -> None:
@@ -585,7 +588,7 @@ def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> Non
 
 def test_a_picture_of_ones_own_stays_with_its_secondary() -> None:
     config = {"image": "folder", "second": {"image": "house.png"}, "first": {"image": "folder"}}
-    assert _with_image(config, "folder", "folder/cat.png") == {
+    assert replaced(config, config, {"image": "folder/cat.png"}) == {
         "image": "folder/cat.png",
         "second": {"image": "house.png"},
         "first": {"image": "folder/cat.png"},

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from safetensors.torch import save_file
 from test_models_kinds import BERT, bert_tokenizer, save
 
 import fuse
+from fuse.app.build import build
 from fuse.app.config import compose
 from fuse.app.terms import term_of
 
@@ -60,9 +62,10 @@ def test_a_known_embedding_stands_for_a_text(minilm: fuse.SentenceEncoder, tmp_p
         ("[1,two]", "could not convert"),
         ("[]", "has no direction"),
         ("nowhere.json", "No such file"),
-        ("weights.npy", "neither .safetensors nor .json"),
+        ("weights.npy", "No such file"),
+        ("weights.pt", "none of .npy, .safetensors"),
         ("several.safetensors", "it holds 2 tensors"),
-        ("matrix.safetensors", r"shape [2, 3]"),
+        ("matrix.safetensors", "holds 2 rows, expected one"),
         ("broken.safetensors", "could not be read"),
         ("number.json", "could not be read"),
         ("nested.json", "could not be read"),
@@ -120,3 +123,21 @@ def test_what_is_no_rating_is_one_line(tmp_path: Path, target: str) -> None:
     key = "secondary.classifier"
     with pytest.raises(fuse.FuseError, match=rf"^{key}.target={target}: .*such as 0.9"):
         term(f"{key}.model_id={rating(tmp_path)}", f"{key}.target={target}", name="classifier")
+
+
+def test_one_prompt_for_several_pictures_and_away_from_another(clip: fuse.CLIP) -> None:
+    """An entry's own list is looked at as a whole; a negative weight keeps away."""
+    pictures = [str(ROOT / "images" / name) for name in ("boat.png", "cat.png")]
+    away = ["+secondary@secondary.away=demo_clip", "secondary.away.weight=-2"]
+    away.append(f"secondary.away.image={ROOT}/images/house.png")
+    options = [f"secondary.demo_clip.image=[{','.join(pictures)}]", "method=random", *away]
+    search = build(compose(options))
+    term, other = (search.objective.secondaries[name] for name in ("demo_clip", "away"))
+    vectors = clip.embed_images([fuse.open_image(path) for path in pictures])
+    mean = torch.nn.functional.normalize(vectors, dim=-1).mean(0)
+    torch.testing.assert_close(term.loss.target, mean / mean.norm())
+    objective = search.objective
+    evaluated = objective.evaluate([objective.spell("a red house")])
+    expected = sum(t.weight * evaluated.terms[name] for name, t in objective.terms.items())
+    torch.testing.assert_close(evaluated.loss, expected)
+    assert other.weight == -2 and evaluated.terms["away"] > 0

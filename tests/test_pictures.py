@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import unicodedata
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 from PIL import Image
 
 import fuse
-from fuse.app.pictures import Pictures, find_pictures
-from fuse.app.session import _groups
+from fuse.app.items import ALONE
+from fuse.app.pictures import Pictures, find_pictures, picture_items
+from fuse.app.run_folder import RunFolder
 
 
 def picture(path: Path, kind: str = "PNG") -> Path:
@@ -130,6 +133,45 @@ def test_a_list_holds_pictures_and_folders(tmp_path: Path, monkeypatch: pytest.M
     assert list(find_pictures(2024).paths) == ["a.png", "b.png"]
 
 
+def test_a_pattern_stands_for_what_it_finds(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "sub/c.png", "[d].png"):
+        picture(tmp_path / name)
+    found = find_pictures(f"{tmp_path}/**/?.png")
+    assert list(found.paths) == ["a.png", "b.png", "c.png"]
+    for one in (f"{tmp_path}/[d].png", f"{tmp_path}/?.gif"):
+        assert find_pictures(one) == Pictures({"": Path(one)})
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Sends a picture, too much, or an error."""
+
+    def do_GET(self) -> None:
+        self.send_response(404 if "missing" in self.path else 200)
+        self.end_headers()
+        self.wfile.write(self.server.picture)  # type: ignore[attr-defined]
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+def test_a_picture_of_an_address_is_fetched_when_it_is_opened(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Server) as server:
+        server.picture = picture(tmp_path / "a.png").read_bytes()  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        assert picture_items(f"{address}a.png") is ALONE
+        assert fuse.open_image(f"{address}a.png").size == (4, 4)
+        with pytest.raises(fuse.FuseError, match="more than max_bytes=10"):
+            fuse.open_image(f"{address}a.png", options=fuse.ReadingOptions(max_bytes=10))
+        with pytest.raises(fuse.FuseError, match=r"^image=http.*could not be fetched \(Not Found"):
+            fuse.open_image(f"{address}missing.png")
+        server.shutdown()
+    with pytest.raises(fuse.FuseError, match="could not be fetched"):
+        fuse.open_image(f"{address}a.png")
+    with pytest.raises(fuse.FuseError, match="give it alone"):
+        find_pictures([f"{address}a.png"])
+
+
 def test_names_of_results_are_safe_and_differ(tmp_path: Path) -> None:
     names = ["result.json", "CONFIG.JSON", "a.png", "A.png", "new\nline\x1b.png", 'a:b*?"<>|.png']
     names += ["é.png", unicodedata.normalize("NFD", "é.png"), " .png", "...", "写真.png"]
@@ -150,13 +192,21 @@ def test_each_picture_is_looked_at_wherever_the_list_was(tmp_path: Path) -> None
     first, second = str(picture(tmp_path / "a.png")), str(picture(tmp_path / "b.png"))
     value = [first, second]
     secondaries = {"own": {"image": "other.png"}, "same": {"image": value}}
-    groups = _groups({"image": value, "nested": False, "secondary": secondaries}, 2)
-    assert [list(group) for group in groups] == [["a.png", "b.png"]]
-    assert groups[0]["b.png"] == {
+    (group,) = picture_items(value).groups(2)
+    assert [item.name for item in group] == ["a.png", "b.png"]
+    config = {"image": value, "secondary": secondaries}
+    assert group[1].configured(config, RunFolder(tmp_path, [])) == {
         "image": second,
-        "nested": False,
         "secondary": {"own": {"image": "other.png"}, "same": {"image": second}},
+        "item": {"file_name": second},
     }
-    one = {"image": first, "nested": False}
-    assert _groups(one, 1) == [{"": one}]
-    assert _groups({"image": None}, 1) == [{"": {"image": None}}]
+    for one in (first, None):
+        assert picture_items(one) is ALONE
+
+
+def test_a_picture_of_a_folder_is_named_within_it(tmp_path: Path) -> None:
+    picture(tmp_path / "2024" / "a.png")
+    items = picture_items(str(tmp_path), nested=True)
+    (item,) = items.each()
+    assert item.name == "2024_a.png" and item.row == {"file_name": "2024/a.png"}
+    assert items.in_order(["other", "2024_a.png"]) == ["2024_a.png"]

@@ -244,8 +244,22 @@ def test_listed_words_of_several_tokens_are_put_in_whole(lm: fuse.CausalLM, meth
         assert fuse.Objective(fuse.Term(lm, fuse.NLL()), constraints=constraints).long_words == []
 
 
+@pytest.mark.parametrize("method", ["gcg", "random", "autodan"])
+def test_a_prompt_holds_the_words_that_it_must(lm: fuse.CausalLM, method: str) -> None:
+    """Also where they cost likelihood, have several tokens, and are two."""
+    from fuse.registry import METHODS
+
+    constraints = fuse.Constraints(must=["Giraffe", "boat"])
+    objective = fuse.Objective(fuse.Term(lm, fuse.NLL()), constraints=constraints)
+    options = {} if method == "autodan" else {"prompt_length": 3}
+    result = fuse.search(objective, METHODS[method](search_width=16, **options), steps=4)
+    assert {"giraffe", "boat"} <= set(result.prompt.lower().replace(".", " ").split())
+    rows = [objective.spell(text) for text in ("a giraffe in a boat", "giraffes, boat")]
+    assert objective.finished(rows) == [True, False]
+
+
 def test_an_empty_word_is_refused() -> None:
-    for key in ("block", "allow"):
+    for key in ("block", "allow", "must"):
         for words in ([""], ["a", " "]):
             with pytest.raises(fuse.FuseError, match=f"^{key}='.*leave this one out"):
                 fuse.Constraints(**{key: words})

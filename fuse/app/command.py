@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import sys
 import tempfile
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fuse.app.config import COMPLAINTS, checked, explain, is_complaint, register_resolvers
 from fuse.app.overrides import MULTIRUN, encoded, prepared, unquoted
 from fuse.app.places import CONF
-from fuse.app.run_folder import CONFIG, LIMITS, differences, saved_config
+from fuse.app.run_folder import CONFIG, LIMITS, OUTPUT, differences, saved_config
 from fuse.app.session import Session
+from fuse.app.shard import new_folder
+from fuse.app.sweep import FOLDER, named_folder, readable
 from fuse.errors import FuseError
+
+log = logging.getLogger(__name__)
 
 
 def run(session: Session) -> None:
@@ -29,6 +37,7 @@ def run(session: Session) -> None:
     compose_and_search = decorate(partial(_job, session))
     try:
         sys.argv[1:] = [*prepared(sys.argv[1:]), *into_same_folder(sys.argv[1:])]
+        sys.argv[1:] += into_sweep_folder(sys.argv[1:])
         try:
             compose_and_search()
         except OSError as error:
@@ -49,12 +58,36 @@ def run(session: Session) -> None:
         raise
     except OSError as error:
         session.fail(f"{error.filename}: {error.strerror}; choose another folder")
+    except Exception as error:
+        if not set(MULTIRUN) & set(sys.argv):
+            raise
+        log.info("a sweep has broken off", exc_info=error)  # a launcher's worker was lost, say
+        session.fail(f"the sweep has broken off ({type(error).__name__}: {error})", 1)
+    finally:
+        if set(MULTIRUN) & set(sys.argv):
+            session.show_sweep(named_folder(sys.argv[1:]))
 
 
-def _job(session: Session, config: DictConfig) -> None:
-    """Make one run; a mistake in it lets the others of a sweep go on."""
+def _job(session: Session, config: DictConfig) -> float:
+    """Make one run; a mistake in it lets the others of a sweep go on.
+
+    Returns:
+        Of a job of a sweep: what the sweep compares; inf where nothing was found.
+    """
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode != RunMode.MULTIRUN:
+        _run(session, config, folder)
+        return 0.0
+    overrides = readable(hydra_config.overrides.task)
+    with session.job(hydra_config.job.num, overrides, folder, str(config.metric)) as job:
+        _run(session, config, folder)
+    return math.inf if job.value is None else job.value
+
+
+def _run(session: Session, config: DictConfig, folder: Path) -> None:
+    """Make one run; show what is wrong with it."""
     session.began = True
-    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         plain = checked(config)
         if plain["resume"] is not None:
@@ -89,8 +122,8 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
             f"resume={config['resume']}: the run has other options: {', '.join(wrong)}; "
             "leave them out"
         )
-    limits = {name: config[name] for name in LIMITS if name in given}
-    return {**saved, **limits, "resume": None, "dry_run": config["dry_run"]}
+    free = {name: config[name] for name in (*LIMITS, *OUTPUT) if name in given}
+    return {**saved, **free, "resume": None, "dry_run": config["dry_run"]}
 
 
 def is_part(key: str, name: str) -> bool:
@@ -113,6 +146,14 @@ def into_same_folder(arguments: list[str]) -> list[str]:
     if not (folder / CONFIG).is_file():
         raise FuseError(f"resume={named[-1]}: holds no {CONFIG}; give the folder of a run")
     return [f"hydra.run.dir={encoded(str(folder))}", "hydra.output_subdir=null"]
+
+
+def into_sweep_folder(arguments: list[str]) -> list[str]:
+    """Return the command line of a sweep into a new folder, where it names none."""
+    if not set(MULTIRUN) & set(arguments) or named_folder(arguments) is not None:
+        return []
+    folder = new_folder(datetime.now().strftime("multirun/%Y-%m-%d/%H-%M-%S"))
+    return [f"{FOLDER}{encoded(folder)}"]
 
 
 def into_another_folder(error: OSError, problems: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fuse.app import places
 from fuse.app.check import mistakes
 from fuse.app.overrides import decoded, groups, prepared
-from fuse.app.run_folder import claim
+from fuse.app.shard import folder_of_run
 from fuse.errors import FuseError, one_of
 from fuse.options import shown
 
@@ -32,7 +32,7 @@ def register_resolvers() -> None:
         "cache": places.cache,
         "minilm": places.minilm,
         "text": decoded,
-        "new_folder": cache(claim),
+        "new_folder": folder_of_run,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
@@ -95,5 +95,7 @@ def explain(error: BaseException) -> str:
     missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if missing:
         group, name = missing.groups()
+        if group.startswith("hydra/"):
+            return f"{group}={name}: not installed; pip install -e '.[sweep]', or check its name"
         return f"{group}={name}: {one_of(name, groups().get(group, []))}"
     return text

@@ -191,12 +191,24 @@ def show_plan(plan: Plan) -> None:
     more = " and more" * (len(memory) < len(plan.models))
     lines = [f"memory: {_amount(sum(memory), 'B')} of weights{more}"]
     lines += [f"adapter for {name}: {state}" for name, state in plan.adapters.items()]
+    count = "an unknown number of" if plan.num_searches is None else plan.num_searches
     lines.append(
         f"{plan.method}: {plan.search_width or 'all'} candidates a step, {plan.steps} steps at "
-        f"most, {plan.num_pictures} search(es)"
+        f"most, {count} search(es)"
     )
     for line in [*lines, *plan.missing]:
         output.print(Text(clipped(line)), soft_wrap=True)
+
+
+def show_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Show a table whose first row is its header."""
+    table = Table(box=None, pad_edge=False)
+    for title in rows[0]:
+        table.add_column(Text(clipped(str(title))), overflow="fold")
+    for row in rows[1:]:
+        cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
+        table.add_row(*(Text(clipped(cell)) for cell in cells))
+    output.print(table)
 
 
 def _amount(number: float | None, unit: str) -> str:

@@ -20,7 +20,9 @@ from fuse.options import Count, NotNegative, OneOf, Positive, Whole
 from fuse.registry import LM_LOSSES, VECTOR_LOSSES
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from PIL.Image import Image
+    from torch import Tensor
 
 Loader = Callable[[], Any]
 """Loads the model of an entry."""
@@ -104,16 +106,20 @@ class Fluency:
 class ImageGoal:
     """What is sought with a model that looks at a picture."""
 
-    image: Annotated[Pictures, Doc("the picture that the text is to fit")]
+    image: Annotated[
+        Pictures, Doc("the picture that the text is to fit; of an entry's own list: all of them")
+    ]
     target_vector: Annotated[Vector, Doc("a known embedding, in the picture's place")] = None
 
     @staticmethod
     def sought(config: Config, key: str, load_model: Loader) -> Sought:
         if config.get("target_vector") is not None:
             return _likeness_to_vector(config, key, load_model)
-        image = required_image(config, key)
+        images = config["image"]
+        if not isinstance(images, list):
+            images = [required_image(config, key)]
         model = load_model()
-        return model, VECTOR_LOSSES["cosine_distance"](model.embed_images([image])[0])
+        return model, VECTOR_LOSSES["cosine_distance"](_mean_direction(model.embed_images(images)))
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,19 @@ def required_image(config: Config, key: str) -> Image:
         raise FuseError(
             f"image=null: {key} looks at a picture; give image=PATH, or choose models without one"
         )
+    if isinstance(config["image"], list):
+        raise FuseError(
+            f"{key}.image: {len(config['image'])} pictures; expected one picture, as this kind of "
+            "model looks at one alone"
+        )
     return cast("Image", config["image"])
+
+
+def _mean_direction(vectors: Float[Tensor, "n e"]) -> Float[Tensor, " e"]:
+    """Return the mean of the unit vectors, which is as near to all of them as can be."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return (vectors / vectors.norm(dim=-1, keepdim=True)).mean(0)
 
 
 def _likeness_to_vector(config: Config, key: str, load_model: Loader) -> Sought:

@@ -30,7 +30,7 @@ ModelId = Annotated[str, MinLen(1), Verbatim(or_null=True), Words("a hub id or a
 Pictures = Annotated[Path | list[Path] | None, Words("a picture, a folder, a list, or null")]
 Vector = Annotated[
     Path | list[Number | Path] | None,
-    Words("a .safetensors file of one tensor, a .json list, a list of numbers, or null"),
+    Words("a .npy, .safetensors, .parquet or .json file, a list of numbers, or null"),
 ]
 Wanted = Annotated[
     Text | Whole | Number | None, Words("a class's name or number, a rating such as 0.9, or null")

@@ -26,6 +26,8 @@ from fuse.options import shown
 FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
                     "--package", "-p", "--cfg", "-c", "--experimental-rerun")  # fmt: skip
 MULTIRUN = ("-m", "--multirun")
+PLUGINS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
+"""Who runs the jobs of a sweep, and who chooses them."""
 SIGNS = re.compile(r"""[%'"\\${}\x00-\x1f\x7f]""")
 """What means something to Hydra or OmegaConf within quotes."""
 MAX_KEY, MAX_VALUE, MAX_BRACKETS = 200, 20_000, 20
@@ -125,7 +127,7 @@ class Reader:
             return self._wrong(f"{shown(argument)}: expected KEY=VALUE, such as {key}=...")
         if group in self._groups:
             return self._choice(argument, group, value)
-        if key.startswith("hydra."):
+        if key.startswith("hydra.") or key in PLUGINS:
             return [argument]
         if key.partition("/")[0] == "hydra":
             return self._wrong(f"{shown(argument)}: expected hydra.KEY=VALUE")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
-from fuse.app.run_folder import CHECKPOINT, CONFIG, LOCK, RESULT, TRACE
+from fuse.app.items import ALONE, Item, Items
+from fuse.app.run_folder import CHECKPOINT, CONFIG, JOB, LOCK, RESULT, TRACE
 from fuse.errors import FuseError, one_line
+from fuse.images.fetching import is_address
 
 MOST_NAMED = 5
 """How many files that are skipped are named in one line."""
 LONGEST_NAME_BYTES = 180
 """Of the name of a result's folder; most file systems take 255."""
-_RUN_FILES = (CHECKPOINT, CONFIG, LOCK, RESULT, TRACE, ".hydra", "find_prompt.log")
+_RUN_FILES = (CHECKPOINT, CONFIG, LOCK, RESULT, TRACE, JOB, ".hydra", "find_prompt.log",
+              "metadata.jsonl", "results.csv", "coco_results.json", "dataset")  # fmt: skip
 """Names that a run folder uses itself."""
 _UNSAFE = frozenset('/\\:*?"<>|')
 """What some file system does not take in a name."""
@@ -45,6 +49,28 @@ class Pictures:
         return f"{len(self.skipped)} file{plural} skipped: {_named(self.skipped)}"
 
 
+def picture_items(value: Any, nested: bool = False) -> Items:
+    """Return the pictures that `image` stands for as items of a run; null is no picture.
+
+    Raises:
+        FuseError: there is no path, or no picture.
+    """
+    if value is None or is_address(value):
+        return ALONE
+    pictures = find_pictures(value, nested)
+    if "" in pictures.paths:
+        return ALONE
+    top = None if isinstance(value, list) or not _is_folder(_path(value)) else _path(value)
+
+    def each() -> Iterator[Item]:
+        for name, path in pictures.paths.items():
+            file_name = path if top is None else path.relative_to(top)
+            yield Item(name, {"image": str(path)}, {"file_name": file_name.as_posix()})
+
+    names = tuple(pictures.paths)
+    return Items(each, len(names), names, pictures.note)
+
+
 def find_pictures(value: Any, nested: bool = False) -> Pictures:
     """Return the pictures that a value of `image` stands for.
 
@@ -53,7 +79,8 @@ def find_pictures(value: Any, nested: bool = False) -> Pictures:
     promises one; they are in the order of their names.
 
     Args:
-        value: a path, or a list of paths of pictures and folders.
+        value: a path, a pattern such as `pictures/**/*.png`, or a list of paths of pictures and
+            folders.
         nested: whether the folders in a folder are looked through.
 
     Raises:
@@ -65,9 +92,9 @@ def find_pictures(value: Any, nested: bool = False) -> Pictures:
         paths = [_path(one) for one in value]
     else:
         path = _path(value)
-        if not _is_folder(path):
+        paths = [path] if _is_folder(path) else _matches(path)
+        if not paths:
             return Pictures({"": path})
-        paths = [path]
     found: list[tuple[str, Path]] = []
     skipped: list[Skipped] = []
     for path in paths:
@@ -82,6 +109,16 @@ def find_pictures(value: Any, nested: bool = False) -> Pictures:
     return Pictures(_by_unique_name(found), tuple(skipped))
 
 
+def _matches(path: Path) -> list[Path]:
+    """Return what a pattern stands for, in the order of the names; nothing where it is a path."""
+    try:
+        if not set(str(path)) & set("*?[") or path.exists():
+            return []
+        return [Path(one) for one in sorted(glob(str(path), recursive=True))]  # noqa: PTH207
+    except OSError:
+        return []
+
+
 def _path(value: Any) -> Path:
     """Return what is given as a path.
 
@@ -89,6 +126,8 @@ def _path(value: Any) -> Path:
         FuseError: it is none.
     """
     text = "" if value is None else str(value)
+    if is_address(text):
+        raise FuseError(f"image={one_line(text)}: an address among others; give it alone")
     if not text.strip() or "\0" in text:
         raise FuseError(
             f"image={one_line(text)}: no path; expected a picture, a folder, or a list of them"

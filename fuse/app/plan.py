@@ -61,12 +61,12 @@ class Plan:
     method: str
     steps: int
     search_width: int | None
-    num_pictures: int
+    num_searches: int | None
     missing: list[str]
     """A line for each model that is not here and cannot be fetched."""
 
 
-def plan_of(config: Config, num_pictures: int = 1) -> Plan:
+def plan_of(config: Config, num_searches: int | None = 1) -> Plan:
     """Return what a checked configuration would do.
 
     Raises:
@@ -84,7 +84,7 @@ def plan_of(config: Config, num_pictures: int = 1) -> Plan:
         config["method"]["name"],
         options["steps"] if config["steps"] is None else config["steps"],
         options.get("search_width"),
-        num_pictures,
+        num_searches,
         [model.not_here(reason) for model in absent if reason],
     )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 
 LIMITS = ("steps", "time_limit", "max_evaluations", "stop_loss", "stop_at_label")
 """What ends a run: a resume may change it."""
-NOT_COMPARED = (*LIMITS, "resume", "dry_run")
+OUTPUT = ("formats", "sidecar", "metric")
+"""What tells of a run's results: a resume may change it, too."""
+NOT_COMPARED = (*LIMITS, *OUTPUT, "resume", "dry_run")
 CONFIG, RESULT, TRACE, CHECKPOINT = (
     "config.json",
     "result.json",
     "trace.jsonl",
     "checkpoint.safetensors",
 )
-LOCK = ".lock"
+LOCK, JOB = ".lock", "job.json"
 
 Report = dict[str, Any]
 """The content of `result.json`."""
@@ -49,13 +52,25 @@ class RunFolder:
         self._waiting = b""
         """Lines of the trace that are not yet written."""
 
+    def inner(self, name: str) -> RunFolder:
+        """Return a folder in this one, whose problems are this one's."""
+        found = RunFolder(self.path / name, self._problems)
+        found._failed = self._failed
+        return found
+
     def write(self, name: str, content: bytes) -> bool:
         """Write a file whole, or leave the older one as it is; say whether that was possible."""
+        return self.write_parts(name, [content])
+
+    def write_parts(self, name: str, parts: Iterable[bytes]) -> bool:
+        """Write a file whole, as `write` does, of parts that need not be there at once."""
         target = self.path / name
-        fresh = target.with_name(f".{name}.{os.getpid()}")
+        fresh = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(content)
+            with fresh.open("wb") as file:
+                for part in parts:
+                    file.write(part)
             fresh.replace(target)
         except OSError as error:
             self._remember(name, error)
@@ -111,7 +126,7 @@ class RunFolder:
 
     def result(self) -> Report | None:
         """Return the content of `result.json`; None where there is none."""
-        return _read_json(self.path / RESULT)
+        return read_json(self.path / RESULT)
 
     def done(self, limits: Mapping[str, Any]) -> bool:
         """Whether the run was finished, with these limits."""
@@ -134,19 +149,24 @@ class RunFolder:
 
     def problem(self, name: str, reason: str) -> None:
         """Note once that a file cannot be written."""
-        if name not in self._failed:
-            self._failed.add(name)
-            self._problems.append(f"{self.path / name}: could not be written ({reason})")
+        path = str(self.path / name)
+        if path not in self._failed:
+            self._failed.add(path)
+            self._problems.append(f"{path}: could not be written ({reason})")
 
     def _remember(self, name: str, error: OSError) -> None:
         """Note an error of the file system."""
         self.problem(name, error.strerror or type(error).__name__)
 
 
-def lock(folder: Path) -> IO[bytes] | None:
+def lock(folder: Path, shared: bool = False, name: str = LOCK) -> IO[bytes] | None:
     """Keep other processes out of a folder for as long as the file returned is open.
 
     None where the file system has no such locks, or the folder cannot be written.
+
+    Args:
+        shared: let in others that share it, too.
+        name: of the file.
 
     Raises:
         FuseError: another process is at work there.
@@ -155,13 +175,25 @@ def lock(folder: Path) -> IO[bytes] | None:
         import fcntl
 
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("wb")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = (folder / name).open("wb")
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FuseError(f"{folder}: another process is at work there; wait for its end") from None
     except (ImportError, OSError):
         return None
     return file
+
+
+@contextmanager
+def waiting_lock(folder: Path, name: str) -> Iterator[None]:
+    """Let one process at a time into this context, where the file system has locks."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            file = stack.enter_context((folder / name).open("wb"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_not_passed(folder: RunFolder, limits: Mapping[str, Any]) -> None:
@@ -207,7 +239,7 @@ def claim(path: str) -> str:
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
     """Return the config that a run folder remembers; None where it has none."""
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -276,7 +308,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """Return the content of a file; None where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from pydantic import StringConstraints
 from typing_extensions import Doc
 
 from fuse.app.goals import GOALS
-from fuse.app.hints import ModelId, Path, Pictures, Text, Verbatim
+from fuse.app.hints import ModelId, Path, Pictures, Text, Vector, Verbatim
 from fuse.images import ReadingOptions
 from fuse.options import (
     AtLeastOne,
@@ -28,7 +28,7 @@ from fuse.options import (
     Words,
     options_of,
 )
-from fuse.registry import MODELS
+from fuse.registry import FORMATS, MODELS
 from fuse.text.messages import Message
 
 Device = Annotated[
@@ -45,6 +45,8 @@ Revision = Annotated[
     str, MinLen(1), Verbatim(or_null=True), Words("a branch, a tag or a commit of the hub")
 ]  # fmt: skip
 
+Name = Annotated[str, MinLen(1), Words("a name")]
+
 Messages = Annotated[
     list[Message], MinLen(1), Words("messages such as [{role:user,content:'{prompt}'}]")
 ]  # fmt: skip
@@ -59,10 +61,54 @@ DTYPE = Doc(
 class RunOptions:
     """What a run has beside its parts and models."""
 
-    image: Annotated[Pictures, Doc("the picture to caption, a folder or a list of them; or null")]
+    image: Annotated[
+        Pictures,
+        Doc("the picture to caption, its address, a folder, a pattern or a list of them; or null"),
+    ]
     nested: Annotated[bool, Doc("whether pictures in folders of a folder count")]
     batch_images: Annotated[
         Count, Doc("pictures of a folder that are searched at once, in shared forward passes")
+    ]
+    data: Annotated[
+        Path | None,
+        Doc(
+            "a data set to go through: a `datasets` id (ID:CONFIGURATION), or local pictures, "
+            ".tar (webdataset), .parquet, .jsonl, .csv, .txt: a folder, a file, a pattern"
+        ),
+    ]
+    split: Annotated[Name | None, Doc("of `data`; null: train, or the only one")]
+    column: Annotated[
+        Name | None,
+        Doc("of `data`, `targets`, `target_vector`; null: of pictures, else texts, else vectors"),
+    ]
+    targets: Annotated[
+        Path | None,
+        Doc("texts to go through as `target`: a file with one a line, or .jsonl, .csv, .parquet"),
+    ]
+    target_vector: Annotated[
+        Vector,
+        Doc(
+            "a known embedding in the place of a picture or a text; a file of many: each of them, "
+            "a .npy or .safetensors table, or a column of a .parquet file"
+        ),
+    ]
+    formats: Annotated[
+        list[Annotated[str, OneOf(tuple(FORMATS))]],
+        Doc(
+            "of the results of several: jsonl: metadata.jsonl; csv: results.csv; coco: "
+            "coco_results.json; imagefolder: dataset/, pictures and texts for `datasets`"
+        ),
+    ]
+    sidecar: Annotated[
+        bool | Literal["overwrite"],
+        Words("true, false or overwrite"),
+        Doc(
+            "whether each text is also written beside its picture, as NAME.txt; overwrite: also "
+            "over a file that this run has not written"
+        ),
+    ]
+    metric: Annotated[
+        str, Doc("what a sweep compares, and minimises: loss, the sum, or the name of a term")
     ]
     target: Annotated[Text | None, Doc("a text whose meaning is sought")]
     label: Annotated[Text | None, Doc("a text that the LM shall say")]

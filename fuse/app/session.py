@@ -6,17 +6,23 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fuse.app import console
+from fuse.app.config import register_resolvers
+from fuse.app.formats.done import Done
+from fuse.app.formats.files import ResultFiles
 from fuse.app.interrupt import StopRequest
+from fuse.app.items import ALONE, Item, Items
 from fuse.app.overrides import as_argument
-from fuse.app.pictures import find_pictures
 from fuse.app.run_folder import (
     CONFIG,
+    LOCK,
     RunFolder,
     anchored,
     check_not_passed,
@@ -24,6 +30,10 @@ from fuse.app.run_folder import (
     limits_of,
     lock,
 )
+from fuse.app.shard import Shard
+from fuse.app.sources import items_of
+from fuse.app.sweep import JobOutcome, gathered, leave, measured, rows_of, write_table
+from fuse.app.tally import Tally
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
@@ -53,10 +63,16 @@ class Session:
         """What could not be written."""
         self.resumable: Path | None = None
         """The folder of a run that can be resumed."""
-        self._lock: IO[bytes] | None = None
+        self._locks: list[IO[bytes] | None] = []
         self._codes: list[int] = []
         self._told: set[str] = set()
+        self._failures: list[str] = []
+        """What was said about what went wrong, each time that it did."""
         self._models: Any = {}
+
+    def __reduce__(self) -> tuple[Callable[[], Session], tuple[()]]:
+        """Be, in another process, the session of that process."""
+        return session_of_worker, ()
 
     @property
     def exit_code(self) -> int:
@@ -70,6 +86,7 @@ class Session:
     def fail(self, message: str, code: int = WRONG_INPUT) -> None:
         """Show in one line, or in a line each, what went wrong; nothing is told twice."""
         self._codes.append(code)
+        self._failures.append(message)
         for line in message.splitlines():
             if line not in self._told:
                 self._told.add(line)
@@ -82,8 +99,41 @@ class Session:
         log.info("a run has failed", exc_info=error)
         self.fail(f"{type(error).__name__}: {error}; {folder}/find_prompt.log has the details", 1)
 
+    @contextmanager
+    def job(
+        self, number: int, overrides: dict[str, str], folder: Path, metric: str
+    ) -> Iterator[_Job]:
+        """Make a job of a sweep within this context, and leave in its folder how it has ended."""
+        job, before = _Job(), (len(self._codes), len(self._failures))
+        try:
+            yield job
+        finally:
+            done: list[Done] = []
+            try:
+                job.value, done = measured(folder, metric)
+            except FuseError as error:
+                self.fail(str(error))
+            code = max(self._codes[before[0] :], default=0)
+            failures = self._failures[before[1] :]
+            text = done[0].row["text"] if len(done) == 1 else ""
+            outcome = JobOutcome(number, overrides, code, failures, job.value, len(done), text)
+            if folder.is_dir():
+                leave(RunFolder(folder, self.problems), outcome)
+
+    def show_sweep(self, folder: Path | None) -> None:
+        """Show a table of a sweep's jobs, and write it; theirs are the exit codes, too."""
+        jobs = gathered(folder) if folder is not None else []
+        if folder is None or not jobs or Shard.of_process().rank:
+            return
+        rows = rows_of(jobs)
+        write_table(RunFolder(folder, self.problems), rows)
+        self._show(console.show_table, rows)
+        for job in jobs:
+            if job.exit_code:
+                self.fail("\n".join(job.failures), job.exit_code)
+
     def find(self, config: dict[str, Any], folder: Path) -> None:
-        """Search for the prompt of a picture, or of each picture of a folder.
+        """Search for the prompt of each item that the configuration speaks of.
 
         Raises:
             FuseError: an option that cannot be used; a folder that holds another run.
@@ -91,33 +141,84 @@ class Session:
         from fuse.app.run import CheckpointEvery
 
         every = CheckpointEvery.parse(config["checkpoint_every"])
-        groups = _groups(config, config["batch_images"])
+        items = items_of(config)
+        if items.note is not None:
+            console.note(items.note)
         if config["dry_run"]:
             from fuse.app.plan import plan_of
 
-            self._show(console.show_plan, plan_of(config, sum(map(len, groups))))
+            self._show(console.show_plan, plan_of(config, items.num))
             return
         check_same_run(folder, config)
-        self._lock = lock(folder)
-        for configs in groups:
-            former = {name: RunFolder(folder / name, []) for name in configs}
-            for one in former.values():
-                check_not_passed(one, limits_of(config))
-            if all(one.done(limits_of(config)) for one in former.values()):
-                for name, one in former.items():
-                    self._show(console.show_former, name, one.result())
-            elif not self.stop.signal:
-                found = self._find_together(configs, folder, config, every)
-                for name, result in found.items():
-                    self._report(name, result, folder)
+        shard = Shard.of_process()
+        self._locks = [lock(folder, shared=shard.num > 1)]
+        if shard.num > 1:
+            self._locks.append(lock(folder, name=f"{LOCK}.{shard.rank}"))
+        self._search(items, config, folder, every, shard)
         if self.stop.signal:
             self.say_how_to_resume()
+
+    def _search(
+        self,
+        items: Items,
+        config: Config,
+        folder: Path,
+        every: CheckpointEvery | None,
+        shard: Shard,
+    ) -> None:
+        """Search for this process's share of the items, and write the files of results."""
+        size, is_alone = config["batch_images"], items is ALONE
+        tally = Tally(shard.own_number(items.num, size))
+        files = ResultFiles(RunFolder(folder, self.problems), items, config)
+        is_last = shard.rank == 0
+        shard.begin(folder)
+        try:
+            for group in shard.own(items.groups(size)):
+                former = self._find_group(group, folder, config, every)
+                if self.stop.signal:
+                    break
+                if not is_alone:
+                    self._count(group, former, folder, tally)
+                    if shard.rank == 0:
+                        files.update()
+            else:
+                is_last = shard.finish(folder) or is_last
+        finally:
+            if is_last and not is_alone:
+                files.write()
 
     def say_how_to_resume(self) -> None:
         """Show one line about how to go on, if there is a run to go on with."""
         if self.resumable is not None:
             value = as_argument("resume", str(self.resumable))
             console.note(f"stopped; go on with: python find_prompt.py {value}")
+
+    def _find_group(
+        self, group: list[Item], folder: Path, config: Config, every: CheckpointEvery | None
+    ) -> bool:
+        """Search for a few items side by side, or show what is there already; say which."""
+        limits = limits_of(config)
+        former = {item.name: RunFolder(folder / item.name, []) for item in group}
+        for one in former.values():
+            check_not_passed(one, limits)
+        if all(one.done(limits) for one in former.values()):
+            for name, one in former.items():
+                self._show(console.show_former, name, one.result())
+            return True
+        configs = {}
+        for item in group:
+            own = RunFolder(folder / item.name, self.problems)
+            configs[item.name] = item.configured(config, own)
+        for name, result in self._find_together(configs, folder, config, every).items():
+            self._report(name, result, folder)
+        return False
+
+    def _count(self, group: list[Item], former: bool, folder: Path, tally: Tally) -> None:
+        """Show how far the run is."""
+        for item in group:
+            tally.add(RunFolder(folder / item.name, []).result(), former)
+        if not former:
+            console.note(tally.line())
 
     def _find_together(
         self,
@@ -136,7 +237,8 @@ class Session:
             try:
                 jobs[name] = self._job(config, own)
             except FuseError as error:  # one bad picture does not cost the others' results
-                self.fail(str(error))
+                named = name and "file_name" not in config["item"]
+                self.fail(f"{name}: {error}" if named else str(error))
         if not jobs:
             return {}
         # Only now, when the options have been of use
@@ -161,6 +263,7 @@ class Session:
         with reaching(config):
             search = build(config, console.fitting, self._models, console.reading)
         facts = {
+            "item": config["item"],
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],
             "image": anchored(config["image"], "image"),
@@ -197,34 +300,22 @@ class Session:
             _quietly(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 1))
 
 
-def _groups(config: dict[str, Any], size: int) -> list[dict[str, dict[str, Any]]]:
-    """Return the configs of searches that go side by side, by name; "" for a run of one picture."""
-    image = config["image"]
-    if image is None:
-        return [{"": config}]
-    pictures = find_pictures(image, nested=config["nested"])
-    if pictures.note is not None:
-        console.note(pictures.note)
-    if "" in pictures.paths:
-        return [{"": config}]
-    found = list(pictures.paths.items())
-    groups = []
-    for start in range(0, len(found), size):
-        part = found[start : start + size]
-        groups.append({name: _with_image(config, image, str(path)) for name, path in part})
-    return groups
+@dataclass
+class _Job:
+    """A job of a sweep that is under way: what the sweep compares, once it is known."""
+
+    value: float | None = None
 
 
-def _with_image(config: Any, folder: Any, image: str) -> Any:
-    """Return a configuration that looks at a picture wherever it looked at the folder, or list."""
-    if not isinstance(config, dict):
-        return config
-    found = {}
-    for key, value in config.items():
-        found[key] = (
-            image if key == "image" and value == folder else _with_image(value, folder, image)
-        )
-    return found
+@cache
+def session_of_worker() -> Session:
+    """Return the one session of a process that a launcher has begun for jobs of a sweep.
+
+    All jobs of the process share its models.
+    """
+    register_resolvers()
+    console.set_up()
+    return Session(StopRequest().__enter__())
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any) -> None:

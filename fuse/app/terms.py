@@ -8,11 +8,12 @@ import torch
 
 from fuse.app.goals import GOALS
 from fuse.app.hints import Config
+from fuse.app.shard import own_gpu
 from fuse.app.values import naming
 from fuse.errors import FuseError
 from fuse.images import ReadingOptions, open_image
 from fuse.models import Captioner, Model, chat
-from fuse.options import options_of, shown
+from fuse.options import options_of
 from fuse.registry import MODELS
 from fuse.term import Term
 from fuse.text.template import NONE
@@ -83,23 +84,25 @@ def with_pictures(config: Config) -> dict[str, Any]:
     reading = ReadingOptions(**options)
     opened: dict[str, Image] = {}
 
-    def replaced(entry: Config, key: str) -> dict[str, Any]:
-        path = entry.get("image")
-        if isinstance(path, list):
-            raise FuseError(
-                f"{key}.image={shown(path)}: several; expected one picture, as only `image` at "
-                "the top stands for several"
-            )
-        if isinstance(path, str) and path not in opened:
+    def picture(path: str) -> Image:
+        if path not in opened:
             opened[path] = open_image(path, options=reading)
-        return {**entry, "image": opened[path]} if isinstance(path, str) else dict(entry)
+        return opened[path]
+
+    def replaced(entry: Config) -> dict[str, Any]:
+        path: Any = entry.get("image")
+        if isinstance(path, list):
+            path = [picture(one) for one in path]
+        elif isinstance(path, str):
+            path = picture(path)
+        return {**entry, "image": path} if path is not None else dict(entry)
 
     secondaries = {}
     for name, entry in config["secondary"].items():
-        secondaries[name] = replaced(entry, f"secondary.{name}")
+        secondaries[name] = replaced(entry)
     captions = "caption" in (config["method"]["name"], config["init"])
-    primary = replaced(config["primary"], "primary")
-    config = replaced(config, "captioner") if captions else config
+    primary = replaced(config["primary"])
+    config = replaced(config) if captions else config
     return {**config, "primary": primary, "secondary": secondaries}
 
 
@@ -108,7 +111,7 @@ def device_and_dtype(config: Config, key: str) -> dict[str, Any]:
     dtype = getattr(torch, config["dtype"].removeprefix(MIXED))
     device = config["device"]
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_gpu(torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

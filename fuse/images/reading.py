@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from fuse.errors import FuseError, one_line
 from fuse.images.damage import bare
+from fuse.images.fetching import fetched, is_address
 from fuse.images.formats import describe, foreign_name, readable_formats
 from fuse.images.jxl import jxl_size
 from fuse.images.options import ReadingOptions
@@ -38,6 +39,7 @@ def open_image(
     there: what is missing would be grey, and become part of what is found.
 
     Args:
+        path: of a file, or an address, http:// or https://, which is fetched.
         key: what the path is called in messages.
         options: the background, the fit and the limits.
 
@@ -46,7 +48,7 @@ def open_image(
     """
     options = options or ReadingOptions()
     where = f"{key}={one_line(path)}"
-    reason = why_no_file(path)
+    reason = "" if is_address(path) else why_no_file(path)
     if reason:
         raise FuseError(f"{where}: {reason}; give the path of a picture, such as images/house.png")
     from fuse.images.colours import as_seen
@@ -54,8 +56,8 @@ def open_image(
 
     head = b""
     try:
-        with Path(path).open("rb") as file, _quiet_pillow(options.max_pixels):
-            _check_bytes(os.fstat(file.fileno()).st_size, options, where)
+        with _opened(path, options, where) as file, _quiet_pillow(options.max_pixels):
+            _check_bytes(_size(file), options, where)
             head = file.read(HEAD_BYTES)
             image = as_seen(_upright(_decoded(file, options, where)))
         return framed(image, options, where)
@@ -63,6 +65,17 @@ def open_image(
         raise
     except Exception as error:  # of any type: files are damaged in any way
         raise FuseError(f"{where}: {_reason(error, head, options)}") from error
+
+
+def _opened(path: str | Path, options: ReadingOptions, where: str) -> IO[bytes]:
+    """Return a file that is open, or what an address holds."""
+    if is_address(path):
+        return fetched(str(path), options.max_bytes, where)
+    return Path(path).open("rb")
+
+
+def _size(file: IO[bytes]) -> int:
+    return file.getbuffer().nbytes if isinstance(file, BytesIO) else os.fstat(file.fileno()).st_size
 
 
 def why_no_file(path: str | Path) -> str | None:

@@ -33,10 +33,11 @@ class Constraints:
             into tokens.
         allow: words and signs that the prompt is made of, whatever their case; empty for no such
             list.
-        endings: signs with which a finished prompt ends; empty where every prompt is finished.
-            Unlike the other rules it does not refuse a prompt: what grows is unfinished until it
-            ends. But a finished prompt is never edited into an unfinished one, and a search returns
-            an unfinished one only where it has met no other.
+        must: words that a finished prompt holds, whatever their case.
+        endings: signs with which a finished prompt ends; with neither of the two every prompt is
+            finished. Unlike the other rules they do not refuse a prompt: what grows is unfinished
+            until it ends. But a finished prompt is never edited into an unfinished one, and a
+            search returns an unfinished one only where it has met no other.
 
     Raises:
         FuseError: a word that is empty or no Unicode.
@@ -46,12 +47,13 @@ class Constraints:
     words: Annotated[bool, Doc("every token a word of letters")] = False
     block: Annotated[Sequence[Word], Doc("words that it does not hold")] = ()
     allow: Annotated[Sequence[Word], Doc("words and signs that it is made of; []: any")] = ()
+    must: Annotated[Sequence[Word], Doc("words that a whole text holds")] = ()
     endings: Annotated[
         Sequence[Word], Doc('with what a whole text ends, such as [".", "!", "?"]; []: anything')
     ] = ()
 
     def __post_init__(self) -> None:
-        for key in ("block", "allow", "endings"):
+        for key in ("block", "allow", "must", "endings"):
             for text in _listed(getattr(self, key)):
                 require_text(text, key)
                 if not text.strip():
@@ -99,30 +101,47 @@ class Constraints:
         return allowed if self.words else allowed | vocabulary.blank.to(allowed.device)
 
     def long_words(self, vocabulary: Vocabulary, usable: Bool[Tensor, " v"]) -> list[Ids]:
-        """Return how the listed words are spelled, in the case of the list, at the beginning of a
-        prompt and after a word; none where each of them is one token.
-
-        A search that puts in one token at a time would not find those of several.
+        """Return how words are spelled that a search would not find token by token, at the
+        beginning of a prompt and after a word: those that a prompt must hold, each and all in a
+        row; and those of the list, in its case, where one of them has several tokens.
         """
+        must = [text.strip() for text in _listed(self.must)]
+        asked = self._placed(vocabulary, usable, [*must, " ".join(must)] if must else [])
         if self.words or not self.allow:
-            return []
+            return asked
+        kept = self._placed(vocabulary, usable, [text.strip() for text in _listed(self.allow)])
+        return [*asked, *(kept if any(len(ids) > 1 for ids in kept) else [])]
+
+    def _placed(
+        self, vocabulary: Vocabulary, usable: Bool[Tensor, " v"], words: Sequence[str]
+    ) -> list[Ids]:
+        """Return the spellings of words that have no other tokens than the usable ones."""
         found: dict[Ids, None] = {}
-        for text in _listed(self.allow):
-            word = text.strip()
+        for word in words:
             at_beginning, after_word = spellings(vocabulary, [word])
             found[at_beginning] = None
             if word[0].isalnum():  # a sign follows a word without a blank
                 found[after_word] = None
         may_stay = usable.tolist()
-        kept = [ids for ids in found if all(may_stay[token] for token in ids)]
-        return kept if any(len(ids) > 1 for ids in kept) else []
+        return [ids for ids in found if all(may_stay[token] for token in ids)]
+
+    @cached_property
+    def _asked(self) -> list[re.Pattern[str]]:
+        """What finds each word that a prompt must hold, in a text of lower case."""
+        texts = sorted(_casefolded(self.must))
+        return [re.compile(rf"(?<!\w){re.escape(text)}(?!\w)") for text in texts]
 
     def finished(self, vocabulary: Vocabulary, rows: Sequence[Ids]) -> list[bool]:
-        """Return whether each row's text ends as a whole one does."""
-        if not self.endings:
+        """Return whether each row's text ends as a whole one does, and holds what it must."""
+        if not self.endings and not self.must:
             return [True] * len(rows)
-        endings = tuple(_listed(self.endings))
-        return [prompt.endswith(endings) for prompt in vocabulary.decode(rows)]
+        endings = tuple(_listed(self.endings)) or ("",)
+        found = []
+        for prompt in vocabulary.decode(rows):
+            folded = prompt.casefold()
+            holds = all(pattern.search(folded) for pattern in self._asked)
+            found.append(holds and prompt.endswith(endings))
+        return found
 
     def ending_tokens(self, vocabulary: Vocabulary) -> Bool[Tensor, " v"]:
         """Return the tokens that spell an ending and nothing else, not even a blank."""

@@ -1,0 +1,1 @@
+"""Files with the results of a run of several searches; one file here for each format."""

@@ -1,0 +1,39 @@
+"""An item that is done, as the files of results tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """An item that is done.
+
+    Args:
+        name: its own, and that of its folder.
+        folder: where its result is.
+        row: what it is, the `text` that was found, and the losses.
+        picture: the file that was looked at; None where it is no picture.
+    """
+
+    name: str
+    folder: Path
+    row: Row
+    picture: Path | None
+
+    @staticmethod
+    def of(folder: Path, report: Mapping[str, Any]) -> Done | None:
+        """Return an item by its folder and the content of its `result.json`; None if it is not
+        done.
+        """
+        if report.get("status") != "done" or "item" not in report:
+            return None
+        losses = {f"loss_{name}": term["loss"] for name, term in report["terms"].items()}
+        row = {**report["item"], "text": report["prompt"], "loss": report["loss"], **losses}
+        picture = Path(report["image"]) if "file_name" in row else None
+        return Done(folder.name, folder, row, picture)

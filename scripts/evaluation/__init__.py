@@ -1,0 +1,1 @@
+"""How good the texts of a run are, by references and by models that it did not optimise."""
