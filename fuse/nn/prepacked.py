@@ -108,7 +108,7 @@ class Prepacked:
         """Return with how many points so many are multiplied: the others are zero."""
         if len(self._sizes) < MAX_SIZES:
             self._sizes.add(count)
-        if count in self._sizes or not _padding_changes_nothing():
+        if not count or count in self._sizes or not _padding_changes_nothing():
             return count
         step = max(1, (1 << count.bit_length() - 1) // SIZES_PER_DOUBLING)
         return -(-count // step) * step
