@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 ORDER = """errors hub options images types memo statistics registry text nn models losses adapters
-    engine term objective guide search app"""
+    engine term objective guide search app inspect report"""
 PARTS = ORDER.split()
 """Files and folders of the package: each imports only what stands before it."""
 MODULES = sorted(path for path in (ROOT / "fuse").rglob("*.py") if path.name != "__init__.py")
