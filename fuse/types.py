@@ -110,6 +110,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class BeamRow:
+    """One prompt of the beam after a step."""
+
+    prompt: str
+    loss: float | None
+    """None where it is no longer known."""
+    parent: int | None
+    """The row of the beam before the step that it came from; None where nobody says."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One iteration: the best candidate of this step, and the best loss so far."""
 
@@ -122,6 +133,10 @@ class Step:
     terms: dict[str, float]
     evaluations: int
     seconds: float
+    parent: int | None = None
+    """The row of the beam before that the best candidate came from; None where nobody says."""
+    beam: tuple[BeamRow, ...] = ()
+    """What the next step goes on from."""
 
 
 @dataclass(frozen=True)

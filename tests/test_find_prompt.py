@@ -19,8 +19,8 @@ from sampling import sampled
 from test_contracts import NAMED, PAIRS
 
 from fuse.app.config import compose
+from fuse.app.pictures import with_image
 from fuse.app.run_folder import claim
-from fuse.app.session import _with_image
 from fuse.registry import METHODS
 
 
@@ -81,6 +81,8 @@ def test_captions_the_house(tmp_path: Path) -> None:
         "terms",
         "evaluations",
         "seconds",
+        "parent",
+        "beam",
     }
     assert min(step["loss"] for step in trace) == pytest.approx(result["loss"], abs=1e-4)
 
@@ -584,7 +586,7 @@ def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> Non
 
 def test_a_picture_of_ones_own_stays_with_its_secondary() -> None:
     config = {"image": "folder", "second": {"image": "house.png"}, "first": {"image": "folder"}}
-    assert _with_image(config, "folder", "folder/cat.png") == {
+    assert with_image(config, "folder", "folder/cat.png") == {
         "image": "folder/cat.png",
         "second": {"image": "house.png"},
         "first": {"image": "folder/cat.png"},

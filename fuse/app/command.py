@@ -11,12 +11,13 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fuse.app.config import COMPLAINTS, checked, explain, is_complaint, register_resolvers
 from fuse.app.overrides import MULTIRUN, encoded, prepared, unquoted
 from fuse.app.places import CONF
-from fuse.app.run_folder import CONFIG, LIMITS, differences, saved_config
+from fuse.app.run_folder import CONFIG, LIMITS, VIEWS, differences, saved_config
 from fuse.app.session import Session
 from fuse.errors import FuseError
 
@@ -49,6 +50,7 @@ def run(session: Session) -> None:
         raise
     except OSError as error:
         session.fail(f"{error.filename}: {error.strerror}; choose another folder")
+    session.write_indexes()
 
 
 def _job(session: Session, config: DictConfig) -> None:
@@ -56,10 +58,13 @@ def _job(session: Session, config: DictConfig) -> None:
     session.began = True
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        overrides = list(HydraConfig.get().overrides.task)
         plain = checked(config)
         if plain["resume"] is not None:
-            plain = resumed(plain, folder, list(HydraConfig.get().overrides.task))
-        session.find(plain, folder)
+            plain = resumed(plain, folder, overrides)
+        if plain["report"] and HydraConfig.get().mode == RunMode.MULTIRUN:
+            session.indexed.add(Path(HydraConfig.get().sweep.dir))
+        session.find(plain, folder, overrides)
     except FuseError as error:
         session.fail(str(error))
     except COMPLAINTS as error:
@@ -77,7 +82,7 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
         FuseError: the command line asks for something else.
     """
     saved = saved_config(folder)
-    if saved is None or not set(config) <= set(saved):
+    if saved is None or not set(config) <= {*saved, *VIEWS}:
         raise FuseError(f"resume={config['resume']}: holds no {CONFIG}; give the folder of a run")
     given = [override.partition("=")[0].lstrip("+~") for override in overrides]
     wrong = [name for name in given if "@" in name or name == "experiment"]
@@ -90,7 +95,8 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
             "leave them out"
         )
     limits = {name: config[name] for name in LIMITS if name in given}
-    return {**saved, **limits, "resume": None, "dry_run": config["dry_run"]}
+    views = {name: config[name] for name in VIEWS if name in given or name not in saved}
+    return {**saved, **limits, **views, "resume": None, "dry_run": config["dry_run"]}
 
 
 def is_part(key: str, name: str) -> bool:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fuse.app.run_folder import CHECKPOINT, CONFIG, LOCK, RESULT, TRACE
+from fuse.app.run_folder import CHECKPOINT, CONFIG, INDEX, LOCK, PAGE, RESULT, TRACE
 from fuse.errors import FuseError, one_line
 
 MOST_NAMED = 5
 """How many files that are skipped are named in one line."""
 LONGEST_NAME_BYTES = 180
 """Of the name of a result's folder; most file systems take 255."""
-_RUN_FILES = (CHECKPOINT, CONFIG, LOCK, RESULT, TRACE, ".hydra", "find_prompt.log")
+_RUN_FILES = (CHECKPOINT, CONFIG, LOCK, RESULT, TRACE, PAGE, INDEX, ".hydra", "find_prompt.log")
 """Names that a run folder uses itself."""
 _UNSAFE = frozenset('/\\:*?"<>|')
 """What some file system does not take in a name."""
@@ -183,3 +183,15 @@ def _named(skipped: Sequence[Skipped]) -> str:
     named = [f"{one_line(one.path.name)} ({one.reason})" for one in skipped[:MOST_NAMED]]
     more = len(skipped) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
+
+
+def with_image(config: Any, folder: Any, image: str) -> Any:
+    """Return a configuration that looks at a picture wherever it looked at the folder, or list."""
+    if not isinstance(config, dict):
+        return config
+    found = {}
+    for key, value in config.items():
+        found[key] = (
+            image if key == "image" and value == folder else with_image(value, folder, image)
+        )
+    return found

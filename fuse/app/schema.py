@@ -84,6 +84,7 @@ class RunOptions:
     dry_run: Annotated[
         bool, Doc("show what a run would load, need and do; nothing is loaded or fetched")
     ]
+    report: Annotated[bool, Doc("write report.html into the run folder")]
     device: Annotated[Device, DEVICE]
     dtype: Annotated[DType, DTYPE]
 

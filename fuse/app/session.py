@@ -6,15 +6,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fuse.app import console
 from fuse.app.interrupt import StopRequest
-from fuse.app.overrides import as_argument
-from fuse.app.pictures import find_pictures
+from fuse.app.overrides import as_argument, as_typed
+from fuse.app.pictures import find_pictures, with_image
 from fuse.app.run_folder import (
     CONFIG,
     RunFolder,
@@ -27,7 +27,7 @@ from fuse.app.run_folder import (
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
-    from fuse.app.run import CheckpointEvery, Job
+    from fuse.app.run import CheckpointEvery, Job, Run
     from fuse.types import Result
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,9 @@ class Session:
         self._codes: list[int] = []
         self._told: set[str] = set()
         self._models: Any = {}
+        self._overrides: Sequence[str] = ()
+        self.indexed: set[Path] = set()
+        """Folders of several runs, which get an index when all have ended."""
 
     @property
     def exit_code(self) -> int:
@@ -82,8 +85,11 @@ class Session:
         log.info("a run has failed", exc_info=error)
         self.fail(f"{type(error).__name__}: {error}; {folder}/find_prompt.log has the details", 1)
 
-    def find(self, config: dict[str, Any], folder: Path) -> None:
+    def find(self, config: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) -> None:
         """Search for the prompt of a picture, or of each picture of a folder.
+
+        Args:
+            overrides: those of the command line, by which the run can be repeated.
 
         Raises:
             FuseError: an option that cannot be used; a folder that holds another run.
@@ -98,6 +104,9 @@ class Session:
             self._show(console.show_plan, plan_of(config, sum(map(len, groups))))
             return
         check_same_run(folder, config)
+        self._overrides = overrides
+        if config["report"] and groups and "" not in groups[0]:
+            self.indexed.add(folder)
         self._lock = lock(folder)
         for configs in groups:
             former = {name: RunFolder(folder / name, []) for name in configs}
@@ -107,9 +116,11 @@ class Session:
                 for name, one in former.items():
                     self._show(console.show_former, name, one.result())
             elif not self.stop.signal:
-                found = self._find_together(configs, folder, config, every)
-                for name, result in found.items():
+                run = self._find_together(configs, folder, config, every)
+                for name, result in run.found.items() if run is not None else ():
                     self._report(name, result, folder)
+                if run is not None and config["report"]:
+                    self._write_pages(run)
         if self.stop.signal:
             self.say_how_to_resume()
 
@@ -125,8 +136,8 @@ class Session:
         folder: Path,
         whole: Config,
         every: CheckpointEvery | None,
-    ) -> dict[str, Result | Exception]:
-        """Search side by side, each search with its own folder, and return what is found."""
+    ) -> Run | None:
+        """Search side by side, each search with its own folder; None where none could begin."""
         from fuse.app.run import Run
 
         console.quiet_libraries()
@@ -134,11 +145,11 @@ class Session:
         for name, config in configs.items():
             own = RunFolder(folder / name, self.problems)
             try:
-                jobs[name] = self._job(config, own)
+                jobs[name] = self._job(config, own, name)
             except FuseError as error:  # one bad picture does not cost the others' results
                 self.fail(str(error))
         if not jobs:
-            return {}
+            return None
         # Only now, when the options have been of use
         RunFolder(folder, self.problems).write_json(CONFIG, anchored(whole))
         self.resumable = folder if every is not None else None
@@ -147,11 +158,29 @@ class Session:
                 jobs[name] = replace(job, search=replace(job.search, on_step=bars[name]))
             self.stop.searching = True
             try:
-                return Run(jobs, every).go(self.stop)
+                run = Run(jobs, every)
+                run.go(self.stop)
+                return run
             finally:
                 self.stop.searching = False
 
-    def _job(self, config: Config, folder: RunFolder) -> Job:
+    def _write_pages(self, run: Run) -> None:
+        """Write the page of each search that has found something."""
+        from fuse.app.report.write import write_page
+
+        for name, result in run.found.items():
+            state = run.state(name)
+            if not isinstance(result, Exception) and state is not None:
+                write_page(run.jobs[name].folder, run.jobs[name].search, state)
+
+    def write_indexes(self) -> None:
+        """Write the index of each folder in which several runs are."""
+        from fuse.app.report.write import write_index
+
+        for folder in sorted(self.indexed):
+            write_index(folder, self.problems)
+
+    def _job(self, config: Config, folder: RunFolder, name: str) -> Job:
         """Build the search of one picture."""
         from fuse.app.build import build, weights_of
         from fuse.app.reach import reaching
@@ -167,8 +196,24 @@ class Session:
             "method": config["method"]["name"],
             "models": weights_of(config, search.objective),
             "limits": limits_of(config),
+            "command": self._command(folder, config["image"] if name else None),
         }
         return Job(search, folder, facts)
+
+    def _command(self, folder: RunFolder, image: str | None) -> str:
+        """Return the command line that repeats a run; one that is resumed has its own already.
+
+        Args:
+            image: the picture, where it is one of several.
+        """
+        former = (folder.result() or {}).get("command")
+        if isinstance(former, str):
+            return former
+        typed = [as_typed(override) for override in self._overrides]
+        if image is not None:
+            typed = [text for text in typed if not text.lstrip("'").startswith("image=")]
+            typed.append(as_argument("image", image))
+        return " ".join(["python find_prompt.py", *typed])
 
     def _report(self, name: str, result: Result | Exception, folder: Path) -> None:
         """Show a result, or the error that a search ended with."""
@@ -211,20 +256,8 @@ def _groups(config: dict[str, Any], size: int) -> list[dict[str, dict[str, Any]]
     groups = []
     for start in range(0, len(found), size):
         part = found[start : start + size]
-        groups.append({name: _with_image(config, image, str(path)) for name, path in part})
+        groups.append({name: with_image(config, image, str(path)) for name, path in part})
     return groups
-
-
-def _with_image(config: Any, folder: Any, image: str) -> Any:
-    """Return a configuration that looks at a picture wherever it looked at the folder, or list."""
-    if not isinstance(config, dict):
-        return config
-    found = {}
-    for key, value in config.items():
-        found[key] = (
-            image if key == "image" and value == folder else _with_image(value, folder, image)
-        )
-    return found
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any) -> None:
