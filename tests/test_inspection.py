@@ -87,7 +87,7 @@ def check_against_transformers(reader: Continuing, network: Any, tokenizer: Any,
         expected = network(ids).logits[0, -1].softmax(-1)
         greedy = network.generate(ids, do_sample=False, max_new_tokens=12, repetition_penalty=1.0)
     row = reader.ids(text)
-    found = reader.log_probs([row])[0].exp()
+    found = reader.log_probs(row).exp()
     torch.testing.assert_close(found, expected[: len(found)], atol=1e-5, rtol=0)
     first, steps = next_tokens(reader, text, 5, 4, {"t": Shaping(temperature=0.5)})
     best = expected.topk(5)
@@ -104,11 +104,12 @@ def check_against_transformers(reader: Continuing, network: Any, tokenizer: Any,
     assert list(whole[len(row) :]) == new[:ended]
 
 
-def test_next_token_is_transformers_own(lm: fuse.CausalLM) -> None:
+def test_next_token_is_transformers_own() -> None:
     folder = ROOT / "fuse/demo/lm"
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    check_against_transformers(Continuing(lm), network, tokenizer, "A red house stands")
+    model, _ = load_model("demo", "causal_lm", CausalLM)
+    check_against_transformers(Continuing(model), network, tokenizer, "A red house stands")
 
 
 @pytest.mark.full

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuse.engine import Engine
 from fuse.errors import FuseError
-from fuse.losses import NLL
 from fuse.models import CausalLM
+from fuse.models.proof import plain_logits
 from fuse.search.methods.drawing import shares
 from fuse.text.template import AUTO, Template
 from fuse.types import Ids
@@ -44,18 +42,21 @@ class Shaping:
 class Continuing:
     """Reads rows of tokens with a language model, and predicts the next one.
 
+    The model is read plainly from now on: whole rows, one by one, by the network's own layers, so
+    that the numbers are exactly its own.
+
     Args:
         start: the special tokens before all, as `Template` takes them.
     """
 
     def __init__(self, model: CausalLM, start: str = AUTO) -> None:
         self.vocabulary = model.vocabulary
-        self._template = Template(start=start)
-        self._surroundings = self._template.surroundings(self.vocabulary)
-        self._engine = Engine(model, NLL(), self._surroundings)
+        self._model = model
+        self._head = Template(start=start).head(self.vocabulary)
+        model.acceleration.turn(False)
 
     def ids(self, text: str) -> Ids:
-        """Return the tokens of a text.
+        """Return the tokens of a text, without special ones before it.
 
         Raises:
             FuseError: it has more than the model reads.
@@ -68,14 +69,21 @@ class Continuing:
     @property
     def room(self) -> int:
         """How many tokens of a text the model reads."""
-        return self.vocabulary.max_length - len(self._surroundings.ids)
+        return self.vocabulary.max_length - len(self._head)
 
-    def log_probs(self, rows: Sequence[Ids]) -> Float[Tensor, "b v"]:
-        """Return log p(next token) after each row, the special tokens before it included."""
-        encoded = [self._surroundings.with_free_ids(row) for row in rows]
-        self._engine.prefill(encoded)
+    @torch.no_grad()
+    def log_probs(self, row: Ids) -> Float[Tensor, " v"]:
+        """Return log p(next token) after a row, the special tokens before it included.
+
+        Raises:
+            FuseError: there is nothing from which the first token is predicted.
+        """
         # Where nothing stands before the first token, it is predicted from the start of a text
-        return self._engine.next_token_log_probs([e.ids or self.vocabulary.start for e in encoded])
+        read = (*self._head, *row) or self.vocabulary.start
+        if not read:
+            raise FuseError("TEXT='': this model has no start token; give a text that is not empty")
+        logits = plain_logits(self._model.network, read, self._model.device)[-1]
+        return logits.float().log_softmax(-1)[: len(self.vocabulary)]
 
     @property
     def ends(self) -> set[int]:

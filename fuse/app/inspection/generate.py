@@ -60,7 +60,7 @@ def continued(
     """Return a row with its continuation, and the model's log p of each token that was added."""
     row, found = start, []
     while len(found) < length and len(row) < reader.room:
-        log_probs = reader.log_probs([row])[0]
+        log_probs = reader.log_probs(row)
         token = int(shaping.apply(log_probs, row).multinomial(1, generator=generator))
         if token in reader.ends:
             break

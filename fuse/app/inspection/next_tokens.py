@@ -26,7 +26,7 @@ def next_tokens(
         shapings: ways to change the distribution, by their names; each is a column.
     """
     row = reader.ids(text)
-    log_probs = reader.log_probs([row])[0]
+    log_probs = reader.log_probs(row)
     found = _likeliest(log_probs.exp(), top_k)
     changed = {name: one.apply(log_probs, row) for name, one in shapings.items()}
     rows, mass = [], 0.0
@@ -50,7 +50,7 @@ def _step_by_step(reader: Continuing, row: Ids, top_k: int, steps: int) -> View:
     """Show greedy decoding: each step's likeliest tokens, the first of which is taken."""
     table, data = [], []
     for step in range(steps):
-        found = _likeliest(reader.log_probs([row])[0].exp(), top_k)
+        found = _likeliest(reader.log_probs(row).exp(), top_k)
         spelled = [(_spelled(reader, token), token, p) for token, p in found]
         cells = {str(i + 1): f"{text} {p:.3f}" for i, (text, _, p) in enumerate(spelled)}
         table.append({"step": step + 1, **cells})
