@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from time import perf_counter
 from typing import Any
 
@@ -189,3 +190,16 @@ class Result:
     """How many candidates were dropped because a loss or a gradient was not finite."""
     front: tuple[FrontPrompt, ...] = ()
     """The Pareto front, the lowest sum first; empty of strategies that keep none."""
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the prompt, and a table of the terms."""
+        rows = []
+        for name, term in self.terms.items():
+            numbers = f"<td>{term.loss:.4f}</td><td>{term.weight:g}</td>"
+            rows.append(f"<tr><th>{escape(name)}</th>{numbers}<td>{escape(term.text)}</td></tr>")
+        titles = "<tr><th>term</th><th>loss</th><th>weight</th><th>what its model read</th></tr>"
+        facts = f"loss {self.loss:.4f}, from {self.initial_loss:.4f}, in {self.steps} steps"
+        return (
+            f"<p><strong>{escape(self.prompt)}</strong><br>{facts} and {self.evaluations:,} "
+            f"candidates, {self.seconds:.1f} s</p><table>{titles}{''.join(rows)}</table>"
+        )

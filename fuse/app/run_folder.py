@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LIMITS = ("steps", "time_limit", "max_evaluations", "stop_loss", "stop_at_label")
 """What ends a run: a resume may change it."""
-VIEWS = ("report",)
+VIEWS = ("quiet", "report", "tensorboard", "wandb", "trackio")
 """What shows a run, and changes nothing of it."""
 NOT_COMPARED = (*LIMITS, *VIEWS, "resume", "dry_run")
 CONFIG, RESULT, TRACE, CHECKPOINT = (

@@ -7,11 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fuse.app import console
+from fuse.app import console, live
 from fuse.app.interrupt import StopRequest
 from fuse.app.overrides import as_argument, as_typed
 from fuse.app.pictures import find_pictures, with_image
@@ -139,6 +140,7 @@ class Session:
     ) -> Run | None:
         """Search side by side, each search with its own folder; None where none could begin."""
         from fuse.app.run import Run
+        from fuse.app.trackers import Tracked, all_of
 
         console.quiet_libraries()
         jobs = {}
@@ -153,9 +155,13 @@ class Session:
         # Only now, when the options have been of use
         RunFolder(folder, self.problems).write_json(CONFIG, anchored(whole))
         self.resumable = folder if every is not None else None
-        with console.search_bars({n: job.search.most_steps for n, job in jobs.items()}) as bars:
+        steps = {name: job.search.most_steps for name, job in jobs.items()}
+        with ExitStack() as stack:
+            views = stack.enter_context(live.shown(steps, quiet=whole["quiet"]))
             for name, job in jobs.items():
-                jobs[name] = replace(job, search=replace(job.search, on_step=bars[name]))
+                tracked = stack.enter_context(closing(Tracked(configs[name], job.folder.path)))
+                tell = all_of([views[name], tracked])
+                jobs[name] = replace(job, search=replace(job.search, on_step=tell))
             self.stop.searching = True
             try:
                 run = Run(jobs, every)
@@ -188,7 +194,8 @@ class Session:
 
         began = time.perf_counter()
         with reaching(config):
-            search = build(config, console.fitting, self._models)
+            progress = iter if config["quiet"] else console.fitting
+            search = build(config, progress, self._models)
         facts = {
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],
