@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -62,6 +63,7 @@ def _job(session: Session, config: DictConfig) -> None:
         plain = checked(config)
         if plain["resume"] is not None:
             plain = resumed(plain, folder, overrides)
+            overrides = [*first_overrides(folder), *(one for one in overrides if _is_limit(one))]
         if plain["report"] and HydraConfig.get().mode == RunMode.MULTIRUN:
             session.indexed.add(Path(HydraConfig.get().sweep.dir))
         session.find(plain, folder, overrides)
@@ -97,6 +99,19 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
     limits = {name: config[name] for name in LIMITS if name in given}
     views = {name: config[name] for name in VIEWS if name in given or name not in saved}
     return {**saved, **limits, **views, "resume": None, "dry_run": config["dry_run"]}
+
+
+def first_overrides(folder: Path) -> list[str]:
+    """Return the overrides of a run as Hydra has kept them in its folder; none where it has not."""
+    try:
+        found = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError):
+        return []
+    return [str(override) for override in found] if isinstance(found, list) else []
+
+
+def _is_limit(override: str) -> bool:
+    return override.removeprefix("++").partition("=")[0] in LIMITS
 
 
 def is_part(key: str, name: str) -> bool:

@@ -203,20 +203,18 @@ class Session:
             "method": config["method"]["name"],
             "models": weights_of(config, search.objective),
             "limits": limits_of(config),
-            "command": self._command(folder, config["image"] if name else None),
+            "command": self._command(config["image"] if name else None),
         }
         return Job(search, folder, facts)
 
-    def _command(self, folder: RunFolder, image: str | None) -> str:
-        """Return the command line that repeats a run; one that is resumed has its own already.
+    def _command(self, image: str | None) -> str:
+        """Return the command line that repeats a run.
 
         Args:
             image: the picture, where it is one of several.
         """
-        former = (folder.result() or {}).get("command")
-        if isinstance(former, str):
-            return former
-        typed = [as_typed(override) for override in self._overrides]
+        by_key = {override.partition("=")[0]: override for override in self._overrides}
+        typed = [as_typed(override) for override in by_key.values()]
         if image is not None:
             typed = [text for text in typed if not text.lstrip("'").startswith("image=")]
             typed.append(as_argument("image", image))
