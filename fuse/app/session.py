@@ -194,8 +194,7 @@ class Session:
 
         began = time.perf_counter()
         with reaching(config):
-            progress = iter if config["quiet"] else console.fitting
-            search = build(config, progress, self._models)
+            search = build(config, iter if config["quiet"] else console.fitting, self._models)
         facts = {
             "setup_seconds": time.perf_counter() - began,
             "seed": config["seed"],

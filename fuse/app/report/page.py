@@ -192,7 +192,7 @@ def index(root: Path, records: Sequence[RunRecord], word_cloud: str | None = Non
 def _differing(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Return for each run the options in which it differs from others, by their keys."""
     configs = [flat(record.config or {}) for record in records]
-    keys: set[str] = set().union(*configs)
+    keys = set[str]().union(*configs)
     differing = []
     for key in sorted(keys):
         values = {repr(config.get(key)) for config in configs}
