@@ -28,7 +28,8 @@ def generate(
         length: tokens of a continuation, at most; it ends where the model ends a text.
         count: how many are drawn.
     """
-    start, rows = reader.ids(text), []
+    start = reader.ids(text)
+    rows: list[dict[str, Any]] = []
     for number in range(1 + count):
         how = f"drawn {number}" if number else "greedy"
         row, log_probs = continued(reader, start, length, shaping if number else GREEDY, generator)
@@ -58,7 +59,8 @@ def continued(
     generator: torch.Generator,
 ) -> tuple[Ids, Sequence[float]]:
     """Return a row with its continuation, and the model's log p of each token that was added."""
-    row, found = start, []
+    row = start
+    found: list[float] = []
     while len(found) < length and len(row) < reader.room:
         log_probs = reader.log_probs(row)
         token = int(shaping.apply(log_probs, row).multinomial(1, generator=generator))

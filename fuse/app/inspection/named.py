@@ -12,7 +12,6 @@ from fuse.app.hints import Config
 from fuse.app.overrides import groups
 from fuse.app.terms import load
 from fuse.errors import FuseError
-from fuse.models import Model
 from fuse.models.loading import load_pretrained
 from fuse.registry import MODELS
 from fuse.text.vocabulary import Vocabulary
@@ -48,7 +47,7 @@ def load_entry(entry: Config, key: str = "model") -> Any:
     return load(MODELS[entry["kind"]], entry, key, {})
 
 
-def load_model(name: str, kind: str, expected: type[Model]) -> tuple[Any, Config]:
+def load_model(name: str, kind: str, expected: type[Any]) -> tuple[Any, Config]:
     """Return a model and its entry.
 
     Args:
