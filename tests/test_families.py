@@ -26,7 +26,7 @@ SAMPLE = (
     ("causal", "llama"),
     ("causal", "mamba"),
     ("causal", "nemotron"),
-    ("masked", "mobilebert"),
+    ("masked", "bert"),
     ("sentence", "bert, default prompt"),
     ("sentence", "t5"),
     ("classifier", "gpt2"),
