@@ -13,6 +13,7 @@ from rich.console import Console
 import fuse
 from fuse.app import live, trackers
 from fuse.app.config import compose
+from fuse.app.tally import Tally
 from fuse.app.trackers import Tracked
 from fuse.errors import FuseError
 from fuse.types import Step, TermResult
@@ -41,6 +42,22 @@ def test_a_search_is_shown_with_its_losses_and_what_has_changed() -> None:
     assert "primary 1.000, clip 0.100" in text and "200 candidates/s" in text
     assert "a red\x1b[1;32m boat\x1b[0m" in text
     assert view.line.endswith("candidates/s: a red boat")
+
+
+def test_how_far_the_whole_run_is_stands_below_its_searches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(live, "errors", console)
+    tally = Tally(9)
+    tally.add({"status": "failed"})
+    with live.shown({"boat.png": 2, "cat.png": 2}, line=tally.line) as views:
+        for name, view in views.items():
+            view(step(1, f"a {name}", 1.0))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 of 9" in shown and "1 failed" in shown
+    end = shown[shown.rindex("1 failed") :]  # it is gone from what stays there
+    assert "boat.png" in end and "cat.png" in end
 
 
 def test_codes_that_a_terminal_obeys_are_not_passed_on() -> None:

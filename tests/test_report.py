@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from command_line import Done, find_prompt
@@ -18,6 +19,7 @@ import fuse
 from fuse.app.build import build
 from fuse.app.changes import changed_parts
 from fuse.app.config import compose
+from fuse.app.interrupt import StopRequest
 from fuse.app.overrides import as_typed, prepared
 from fuse.app.report import inside, write
 from fuse.app.report.command import main
@@ -25,6 +27,7 @@ from fuse.app.report.inside import contributions, front, readings
 from fuse.app.report.record import read_run
 from fuse.app.report.svg import ticks
 from fuse.app.report.tree import ancestors
+from fuse.app.session import Session
 from fuse.types import BeamRow, Step
 
 SCRIPT = "<script>alert(1)</script>"
@@ -138,6 +141,45 @@ def test_a_folder_of_pictures_gets_an_index(tmp_path: Path) -> None:
     main([str(folder)])  # the models are loaded anew, each picture with its own
     for record in records.values():
         assert "What each token is worth" in page_of(record.folder).text
+
+
+def test_a_run_through_vectors_gets_pages_and_an_index(tmp_path: Path, clip: fuse.CLIP) -> None:
+    vectors = clip.embed_texts(["a red house", "a blue boat"]).float()
+    numpy.save(tmp_path / "v.npy", vectors.numpy())
+    folder = tmp_path / "run"
+    given = (f"target_vector={tmp_path}/v.npy", "image=null", "steps=1", "method.search_width=16")
+    done = find_prompt(*given, "quiet=true", f"hydra.run.dir={folder}")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    index = Page((folder / "index.html").read_text())
+    assert "2 runs" in index.text
+    main([str(folder)])  # each with its own vector
+    for name in ("00000000", "00000001"):
+        page, record = page_of(folder / name), read_run(folder / name)
+        assert record.result["prompt"] in index.text
+        assert "What each token is worth" in page.text and "is not shown" not in page.text
+        assert f"target_vector={tmp_path}/v.npy" in record.result["command"]
+
+
+def test_the_command_of_an_item_is_for_it_alone() -> None:
+    session = Session(StopRequest())
+    session._overrides = prepared(["targets=texts.txt", "column=text", "seed=3"])
+    whole = {"image": "house.png", "target": None}
+    command = session._command({**whole, "target": "[it's], 2"}, whole)
+    _, _, *typed = shlex.split(command)
+    assert prepared(typed) == prepared(["seed=3", 'target="[it\'s], 2"'])
+    command = session._command({**whole, "image": "a b.png"}, whole)
+    assert command == "python find_prompt.py seed=3 'image=a b.png'"
+
+
+def test_an_index_of_very_many_runs_lists_the_first(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        shutil.copytree(run, tmp_path / name)
+    monkeypatch.setattr(write, "MOST_RUNS", 2)
+    write.write_index(tmp_path, [])
+    text = Page((tmp_path / "index.html").read_text()).text
+    assert "The first 2 runs are listed; 1 more are left out." in text
 
 
 def test_a_sweep_gets_an_index_with_the_options_that_differ(tmp_path: Path) -> None:

@@ -131,8 +131,7 @@ class Session:
         rows = rows_of(jobs)
         write_table(RunFolder(folder, self.problems), rows)
         self._show(console.show_table, rows)
-        if any(folder.glob(f"**/{PAGE}")):
-            self._write_index(folder)
+        self._write_index(folder)
         for job in jobs:
             if job.exit_code:
                 self.fail("\n".join(job.failures), job.exit_code)
@@ -294,10 +293,11 @@ class Session:
                 write_page(run.jobs[name].folder, run.jobs[name].search, state)
 
     def _write_index(self, folder: Path) -> None:
-        """Write the index of a folder in which several runs are."""
-        from fuse.app.report.write import write_index
+        """Write the index of a folder in which several runs are, if they have pages."""
+        if any(folder.glob(f"**/{PAGE}")):
+            from fuse.app.report.write import write_index
 
-        write_index(folder, self.problems)
+            write_index(folder, self.problems)
 
     def _job(self, config: Config, folder: RunFolder, whole: Config) -> Job:
         """Build the search of one item.

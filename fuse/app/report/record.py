@@ -34,7 +34,7 @@ class RunRecord:
     @property
     def item(self) -> dict[str, Any]:
         """What it was run for, as a line of the results of several begins; empty where alone."""
-        return self.result.get("item") or {}
+        return item_of(self.result)
 
     @cached_property
     def trace(self) -> list[Step]:
@@ -65,10 +65,16 @@ def read_run(folder: Path) -> RunRecord:
         raise FuseError(f"{folder}: its run has found nothing; give the folder of another one")
     config = config_of(folder)
     if config is not None:
-        found = {"image": result.get("image"), "target": (result.get("item") or {}).get("target")}
+        found = {"image": result.get("image"), "target": item_of(result).get("target")}
         values = {key: value for key, value in found.items() if value is not None and key in config}
         config = replaced(config, config, values)
     return RunRecord(folder, result, config)
+
+
+def item_of(result: Report) -> dict[str, Any]:
+    """Return what a result is for, where it is one of several; older ones do not say."""
+    item = result.get("item")
+    return item if isinstance(item, dict) else {}
 
 
 def config_of(folder: Path) -> dict[str, Any] | None:
