@@ -264,13 +264,16 @@ class Objective:
             return [False] * len(rows)
         return self.primary.engine.says(self.primary.encode(self.vocabulary.decode(rows)))
 
+    def score_texts(self, prompts: Sequence[str]) -> Float[Tensor, "n t"]:
+        """Return each term's loss of exactly these texts, tokenised anew by every model."""
+        losses = [term.precise.score(term.encode(prompts)) for term in self.terms.values()]
+        return torch.stack(losses, 1)
+
     def evaluate_text(self, prompt: str) -> tuple[float, dict[str, TermResult]]:
         """Return the total loss of exactly this text, and of each term its loss and what its model
         read.
         """
-        losses = []
-        for term in self.terms.values():
-            losses.append(float(term.precise.score(term.encode([prompt]))[0]))
+        losses = self.score_texts([prompt])[0].tolist()
         results = self.term_results(prompt, losses)
         return sum(term.weight * term.loss for term in results.values()), results
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from time import perf_counter
 from typing import Any
 
@@ -119,6 +120,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class BeamRow:
+    """One prompt of the beam after a step."""
+
+    prompt: str
+    loss: float | None
+    """None where it is no longer known."""
+    parent: int | None
+    """The row of the beam before the step that it came from; None where nobody says."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One iteration: the best candidate of this step, and the best loss so far."""
 
@@ -133,6 +145,10 @@ class Step:
     seconds: float
     operations: int = 0
     """How many operations the models have made for the search so far."""
+    parent: int | None = None
+    """The row of the beam before that the best candidate came from; None where nobody says."""
+    beam: tuple[BeamRow, ...] = ()
+    """What the next step goes on from."""
 
 
 @dataclass(frozen=True)
@@ -187,3 +203,16 @@ class Result:
     """The Pareto front, the lowest sum first; empty of strategies that keep none."""
     operations: int = 0
     """How many operations the models have made for the search, as `OperationCounter` counts."""
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the prompt, and a table of the terms."""
+        rows = []
+        for name, term in self.terms.items():
+            numbers = f"<td>{term.loss:.4f}</td><td>{term.weight:g}</td>"
+            rows.append(f"<tr><th>{escape(name)}</th>{numbers}<td>{escape(term.text)}</td></tr>")
+        titles = "<tr><th>term</th><th>loss</th><th>weight</th><th>what its model read</th></tr>"
+        facts = f"loss {self.loss:.4f}, from {self.initial_loss:.4f}, in {self.steps} steps"
+        return (
+            f"<p><strong>{escape(self.prompt)}</strong><br>{facts} and {self.evaluations:,} "
+            f"candidates, {self.seconds:.1f} s</p><table>{titles}{''.join(rows)}</table>"
+        )

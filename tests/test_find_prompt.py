@@ -82,6 +82,8 @@ def test_captions_the_house(tmp_path: Path) -> None:
         "evaluations",
         "seconds",
         "operations",
+        "parent",
+        "beam",
     }
     assert min(step["loss"] for step in trace) == pytest.approx(result["loss"], abs=1e-4)
 

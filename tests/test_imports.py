@@ -10,7 +10,7 @@ from conftest import ROOT
 
 ORDER = """errors hub options images types memo statistics registry text nn models losses
     activation adapters
-    engine term objective guide retrieval search app"""
+    engine term objective guide retrieval search app inspect report"""
 PARTS = ORDER.split()
 """Files and folders of the package: each imports only what stands before it."""
 MODULES = sorted(path for path in (ROOT / "fuse").rglob("*.py") if path.name != "__init__.py")

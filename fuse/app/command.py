@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from fuse.app.config import COMPLAINTS, checked, explain, is_complaint, register_resolvers
 from fuse.app.overrides import MULTIRUN, encoded, prepared, unquoted
 from fuse.app.places import CONF
-from fuse.app.run_folder import CONFIG, LIMITS, OUTPUT, differences, saved_config
+from fuse.app.run_folder import CONFIG, LIMITS, OUTPUT, VIEWS, differences, saved_config
 from fuse.app.session import Session
 from fuse.app.shard import new_folder
 from fuse.app.sweep import FOLDER, named_folder, readable
@@ -89,10 +90,15 @@ def _run(session: Session, config: DictConfig, folder: Path) -> None:
     """Make one run; show what is wrong with it."""
     session.began = True
     try:
+        overrides = list(HydraConfig.get().overrides.task)
         plain = checked(config)
         if plain["resume"] is not None:
-            plain = resumed(plain, folder, list(HydraConfig.get().overrides.task))
-        session.find(plain, folder)
+            plain = resumed(plain, folder, overrides)
+            overrides = [
+                *first_overrides(folder),
+                *(one for one in overrides if _changes_a_run(one)),
+            ]
+        session.find(plain, folder, overrides)
     except FuseError as error:
         session.fail(str(error))
     except COMPLAINTS as error:
@@ -110,7 +116,7 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
         FuseError: the command line asks for something else.
     """
     saved = saved_config(folder)
-    if saved is None or not set(config) <= set(saved):
+    if saved is None or not set(config) <= {*saved, *VIEWS}:
         raise FuseError(f"resume={config['resume']}: holds no {CONFIG}; give the folder of a run")
     given = [override.partition("=")[0].lstrip("+~") for override in overrides]
     wrong = [name for name in given if "@" in name or name == "experiment"]
@@ -122,8 +128,23 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
             f"resume={config['resume']}: the run has other options: {', '.join(wrong)}; "
             "leave them out"
         )
-    free = {name: config[name] for name in (*LIMITS, *OUTPUT) if name in given}
-    return {**saved, **free, "resume": None, "dry_run": config["dry_run"]}
+    free = {name: config[name] for name in (*LIMITS, *OUTPUT, *VIEWS) if name in given}
+    new = {name: config[name] for name in VIEWS if name not in saved}
+    return {**saved, **new, **free, "resume": None, "dry_run": config["dry_run"]}
+
+
+def first_overrides(folder: Path) -> list[str]:
+    """Return the overrides of a run as Hydra has kept them in its folder; none where it has not."""
+    try:
+        found = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError):
+        return []
+    return [str(override) for override in found] if isinstance(found, list) else []
+
+
+def _changes_a_run(override: str) -> bool:
+    """Whether an override of a resume says when the run ends, or what is told of it."""
+    return override.removeprefix("++").partition("=")[0] in (*LIMITS, *OUTPUT)
 
 
 def is_part(key: str, name: str) -> bool:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from errno import EPIPE
 from io import TextIOWrapper
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +22,7 @@ from fuse.errors import one_line
 
 if TYPE_CHECKING:
     from fuse.app.plan import Plan
-    from fuse.types import Result, Step
+    from fuse.types import Result
 
 EARLY = {
     "no valid candidate": "no candidate spells itself, fits every model and obeys the constraints",
@@ -128,40 +128,6 @@ def fitting(words: Sequence[str]) -> Iterable[str]:
 def reading(texts: Sequence[str]) -> Iterable[str]:
     """Show a bar over texts of the corpus that a search starts from."""
     return track(texts, "reading the corpus", console=errors, transient=True)
-
-
-class SearchBar:
-    """A bar with the step, the best loss and the best text so far; called after every step."""
-
-    def __init__(self, progress: Progress, name: str, steps: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task(clipped(name) or "step", total=steps, loss="", prompt="")
-        self._best: Step | None = None
-
-    def __call__(self, step: Step) -> None:
-        """Show one more step."""
-        if self._best is None or step.loss < self._best.loss:
-            self._best = step
-        self._progress.update(
-            self._task,
-            completed=step.step,
-            loss=f"{step.best_loss:.3f}",
-            prompt=clipped(self._best.prompt),
-        )
-
-
-@contextmanager
-def search_bars(steps: Mapping[str, int]) -> Iterator[dict[str, SearchBar]]:
-    """Show the bars of searches, by name, with their numbers of steps."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("best loss {task.fields[loss]}"),
-        TextColumn("{task.fields[prompt]}", markup=False),
-    )
-    with Progress(*columns, console=errors) as progress:
-        yield {name: SearchBar(progress, name, count) for name, count in steps.items()}
 
 
 def show(result: Result) -> None:

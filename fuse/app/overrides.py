@@ -30,6 +30,8 @@ PLUGINS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 """Who runs the jobs of a sweep, and who chooses them."""
 SIGNS = re.compile(r"""[%'"\\${}\x00-\x1f\x7f]""")
 """What means something to Hydra or OmegaConf within quotes."""
+TYPED = re.compile(r"""\"\$\{text:'([^']*)'\}\"""")
+"""What `encoded` returns."""
 MAX_KEY, MAX_VALUE, MAX_BRACKETS = 200, 20_000, 20
 """Characters of a key and of a value that is no text, and opening brackets in it: of more, Hydra's
 parser takes minutes, or as many calls in each other as Python allows.
@@ -276,6 +278,18 @@ def split_outside(value: str) -> list[str]:
         else:
             parts[-1] += sign
     return [part.strip() for part in parts]
+
+
+def as_typed(override: str) -> str:
+    """Return an override that `prepared` has made as a person types it into a POSIX shell."""
+    key, _, value = override.removeprefix("++").partition("=")
+
+    def text(match: re.Match[str]) -> str:
+        own = decoded(match[1])
+        bare = own and own != "null" and own[0] not in "\"'[" and "," not in own
+        return own if bare else '"' + own.replace('"', '\\"') + '"'
+
+    return as_argument(key, TYPED.sub(text, value))
 
 
 def as_argument(key: str, text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuse.app.items import ALONE, Item, Items
-from fuse.app.run_folder import CHECKPOINT, CONFIG, JOB, LOCK, RESULT, TRACE
+from fuse.app.run_folder import CHECKPOINT, CONFIG, INDEX, JOB, LOCK, PAGE, RESULT, TRACE
 from fuse.errors import FuseError, one_line
 from fuse.images.fetching import is_address
 
@@ -18,8 +18,9 @@ MOST_NAMED = 5
 """How many files that are skipped are named in one line."""
 LONGEST_NAME_BYTES = 180
 """Of the name of a result's folder; most file systems take 255."""
-_RUN_FILES = (CHECKPOINT, CONFIG, LOCK, RESULT, TRACE, JOB, ".hydra", "find_prompt.log",
-              "metadata.jsonl", "results.csv", "coco_results.json", "dataset")  # fmt: skip
+_RUN_FILES = (CHECKPOINT, CONFIG, LOCK, RESULT, TRACE, JOB, PAGE, INDEX, ".hydra",
+              "find_prompt.log", "metadata.jsonl", "results.csv", "coco_results.json", "dataset",
+              "word_cloud.png")  # fmt: skip
 """Names that a run folder uses itself."""
 _UNSAFE = frozenset('/\\:*?"<>|')
 """What some file system does not take in a name."""

@@ -108,14 +108,16 @@ class Run:
             state = states.get(name)
             resumed.append(None if state is None else job.search.reopened(state))
             traces.append(job.folder.cut_trace(0 if state is None else state.step))
+        self.found: dict[str, Result | Exception] = {}
+        """The result of each search that has found something, or the error that it ended with."""
         self.searches = SideBySide(list(searches.values()), resumed, traces)
 
-    def go(self, stop: StopRequest) -> dict[str, Result | Exception]:
-        """Search until all have ended, or a stop is asked for; then write the results.
+    def state(self, name: str) -> SearchState | None:
+        """Return where a search stands; None where it could not begin."""
+        return self.searches.lanes[list(self.jobs).index(name)].state
 
-        Returns:
-            The result of each search that has found something, or the error that it ended with.
-        """
+    def go(self, stop: StopRequest) -> None:
+        """Search until all have ended, or a stop is asked for; then write the results."""
         self._checkpoint()
         self._report_running()
         while self.searches.active and not stop.signal:
@@ -126,7 +128,7 @@ class Run:
             self._checkpoint()
             self._report_running()
         self._write_checkpoint()
-        return self._finish()
+        self._finish()
 
     def _lanes(self) -> list[tuple[Job, Lane]]:
         return list(zip(self.jobs.values(), self.searches.lanes, strict=True))
@@ -172,9 +174,9 @@ class Run:
                 result = job.search.result(lane.state, rescore=False)
                 job.folder.write_json(RESULT, report(result, job, "running"))
 
-    def _finish(self) -> dict[str, Result | Exception]:
+    def _finish(self) -> None:
         """Write the final results."""
-        found: dict[str, Result | Exception] = {}
+        found = self.found
         results = self.searches.results()
         for name, lane, result in zip(self.jobs, self.searches.lanes, results, strict=True):
             job, over = self.jobs[name], lane.state is not None and bool(lane.state.ended)
@@ -189,7 +191,6 @@ class Run:
             else:
                 found[name] = result
                 self._report_failure(job, result)
-        return found
 
     def _report_failure(self, job: Job, error: Exception) -> None:
         """Write that a search has failed, and why, beside what it had found."""

@@ -24,7 +24,9 @@ LIMITS = ("steps", "time_limit", "max_evaluations", "stop_loss", "stop_at_label"
 """What ends a run: a resume may change it."""
 OUTPUT = ("formats", "sidecar", "metric")
 """What tells of a run's results: a resume may change it, too."""
-NOT_COMPARED = (*LIMITS, *OUTPUT, "resume", "dry_run")
+VIEWS = ("quiet", "report", "tensorboard", "wandb", "trackio")
+"""What shows a run, and changes nothing of it."""
+NOT_COMPARED = (*LIMITS, *OUTPUT, *VIEWS, "resume", "dry_run")
 CONFIG, RESULT, TRACE, CHECKPOINT = (
     "config.json",
     "result.json",
@@ -32,6 +34,8 @@ CONFIG, RESULT, TRACE, CHECKPOINT = (
     "checkpoint.safetensors",
 )
 LOCK, JOB = ".lock", "job.json"
+PAGE, INDEX = "report.html", "index.html"
+"""What `fuse.app.report` makes of a run, and of a folder of runs."""
 
 Report = dict[str, Any]
 """The content of `result.json`."""
@@ -106,7 +110,7 @@ class RunFolder:
     @property
     def num_steps(self) -> int:
         """How many steps the trace holds."""
-        return len(self._steps())
+        return len(self.steps())
 
     def cut_trace(self, num_steps: int) -> list[Step]:
         """Keep the first steps of the trace, and return them.
@@ -114,7 +118,7 @@ class RunFolder:
         Raises:
             FuseError: the trace does not hold them.
         """
-        steps = [step for step in self._steps() if step.step <= num_steps]
+        steps = [step for step in self.steps() if step.step <= num_steps]
         if len(steps) != num_steps:
             raise FuseError(
                 f"{self.path / TRACE}: holds {len(steps)} of {num_steps} steps; "
@@ -133,16 +137,13 @@ class RunFolder:
         result = self.result() or {}
         return result.get("status") == "done" and result.get("limits") == limits
 
-    def _steps(self) -> list[Step]:
+    def steps(self) -> list[Step]:
         """Return the whole lines of the trace."""
-        from fuse.types import Step
-
         path = self.path / TRACE
         found = []
         for line in path.read_bytes().splitlines() if path.is_file() else []:
             try:
-                fields = json.loads(line)
-                found.append(Step(**{**fields, "free_ids": tuple(fields["free_ids"])}))
+                found.append(_as_step(json.loads(line)))
             except (ValueError, TypeError, KeyError, RecursionError):
                 break
         return found
@@ -244,7 +245,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Return the keys in which two configs differ, with both values; limits are left out."""
-    old, new = _flat(anchored(saved)), _flat(anchored(given))
+    old, new = flat(anchored(saved)), flat(anchored(given))
     found = []
     for key in sorted({*old, *new}):
         if key.partition(".")[0] not in NOT_COMPARED and old.get(key) != new.get(key):
@@ -293,12 +294,12 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of nested dictionaries by their dotted keys."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = (
                 list(value)
@@ -318,7 +319,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _as_dict(step: Step) -> dict[str, Any]:
-    return vars(step)
+    return {**vars(step), "beam": [vars(row) for row in step.beam]}
+
+
+def _as_step(fields: dict[str, Any]) -> Step:
+    from fuse.types import BeamRow, Step
+
+    beam = tuple(BeamRow(**row) for row in fields.get("beam", ()))
+    return Step(**{**fields, "free_ids": tuple(fields["free_ids"]), "beam": beam})
 
 
 def _remove(path: Path) -> None:

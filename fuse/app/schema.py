@@ -41,6 +41,9 @@ Interval = Annotated[
     Words("a number of steps such as 10, seconds such as 30s, or null"),
 ]
 
+Project = Annotated[
+    str, StringConstraints(pattern=r"^[\w.-]{1,128}$"), Words("a project's name")
+]  # fmt: skip
 Revision = Annotated[
     str, MinLen(1), Verbatim(or_null=True), Words("a branch, a tag or a commit of the hub")
 ]  # fmt: skip
@@ -137,6 +140,11 @@ class RunOptions:
     dry_run: Annotated[
         bool, Doc("show what a run would load, need and do; nothing is loaded or fetched")
     ]
+    quiet: Annotated[bool, Doc("show no progress: the result, warnings and errors alone")]
+    report: Annotated[bool, Doc("write report.html into the run folder")]
+    tensorboard: Annotated[bool, Doc("log every step for TensorBoard, into the run folder")]
+    wandb: Annotated[Project | None, Doc("log to this project of Weights & Biases, offline")]
+    trackio: Annotated[Project | None, Doc("log to this project of Trackio")]
     device: Annotated[Device, DEVICE]
     dtype: Annotated[DType, DTYPE]
 

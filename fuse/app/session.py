@@ -6,23 +6,24 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fuse.app import console
+from fuse.app import console, live
 from fuse.app.config import register_resolvers
 from fuse.app.formats.done import Done
 from fuse.app.formats.files import ResultFiles
 from fuse.app.interrupt import StopRequest
 from fuse.app.items import ALONE, Item, Items
-from fuse.app.overrides import as_argument
+from fuse.app.overrides import as_argument, as_typed, encoded
 from fuse.app.run_folder import (
     CONFIG,
     LOCK,
+    PAGE,
     RunFolder,
     anchored,
     check_not_passed,
@@ -31,13 +32,13 @@ from fuse.app.run_folder import (
     lock,
 )
 from fuse.app.shard import Shard
-from fuse.app.sources import items_of
+from fuse.app.sources import SEVERAL, items_of
 from fuse.app.sweep import JobOutcome, gathered, leave, measured, rows_of, write_table
 from fuse.app.tally import Tally
 from fuse.errors import FuseError
 
 if TYPE_CHECKING:
-    from fuse.app.run import CheckpointEvery, Job
+    from fuse.app.run import CheckpointEvery, Job, Run
     from fuse.types import Result
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Session:
         self._failures: list[str] = []
         """What was said about what went wrong, each time that it did."""
         self._models: Any = {}
+        self._overrides: Sequence[str] = ()
+        """Those of the command line, by which the run can be repeated."""
 
     def __reduce__(self) -> tuple[Callable[[], Session], tuple[()]]:
         """Be, in another process, the session of that process."""
@@ -128,12 +131,16 @@ class Session:
         rows = rows_of(jobs)
         write_table(RunFolder(folder, self.problems), rows)
         self._show(console.show_table, rows)
+        self._write_index(folder)
         for job in jobs:
             if job.exit_code:
                 self.fail("\n".join(job.failures), job.exit_code)
 
-    def find(self, config: dict[str, Any], folder: Path) -> None:
+    def find(self, config: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) -> None:
         """Search for the prompt of each item that the configuration speaks of.
+
+        Args:
+            overrides: those of the command line, by which the run can be repeated.
 
         Raises:
             FuseError: an option that cannot be used; a folder that holds another run.
@@ -150,6 +157,7 @@ class Session:
             self._show(console.show_plan, plan_of(config, items.num))
             return
         check_same_run(folder, config)
+        self._overrides = overrides
         shard = Shard.of_process()
         self._locks = [lock(folder, shared=shard.num > 1)]
         if shard.num > 1:
@@ -174,11 +182,11 @@ class Session:
         shard.begin(folder)
         try:
             for group in shard.own(items.groups(size)):
-                former = self._find_group(group, folder, config, every)
+                former = self._find_group(group, folder, config, every, None if is_alone else tally)
                 if self.stop.signal:
                     break
                 if not is_alone:
-                    self._count(group, former, folder, tally)
+                    self._count(group, former, folder, tally, quiet=config["quiet"])
                     if shard.rank == 0:
                         files.update()
             else:
@@ -186,6 +194,8 @@ class Session:
         finally:
             if is_last and not is_alone:
                 files.write()
+                if config["report"]:
+                    self._write_index(folder)
 
     def say_how_to_resume(self) -> None:
         """Show one line about how to go on, if there is a run to go on with."""
@@ -194,7 +204,12 @@ class Session:
             console.note(f"stopped; go on with: python find_prompt.py {value}")
 
     def _find_group(
-        self, group: list[Item], folder: Path, config: Config, every: CheckpointEvery | None
+        self,
+        group: list[Item],
+        folder: Path,
+        config: Config,
+        every: CheckpointEvery | None,
+        tally: Tally | None,
     ) -> bool:
         """Search for a few items side by side, or show what is there already; say which."""
         limits = limits_of(config)
@@ -209,15 +224,21 @@ class Session:
         for item in group:
             own = RunFolder(folder / item.name, self.problems)
             configs[item.name] = item.configured(config, own)
-        for name, result in self._find_together(configs, folder, config, every).items():
-            self._report(name, result, folder)
+        run = self._find_together(configs, folder, config, every, tally)
+        if run is not None:
+            for name, result in run.found.items():
+                self._report(name, result, folder)
+            if config["report"]:
+                self._write_pages(run)
         return False
 
-    def _count(self, group: list[Item], former: bool, folder: Path, tally: Tally) -> None:
+    def _count(
+        self, group: list[Item], former: bool, folder: Path, tally: Tally, *, quiet: bool
+    ) -> None:
         """Show how far the run is."""
         for item in group:
             tally.add(RunFolder(folder / item.name, []).result(), former)
-        if not former:
+        if not former and not quiet:
             console.note(tally.line())
 
     def _find_together(
@@ -226,42 +247,72 @@ class Session:
         folder: Path,
         whole: Config,
         every: CheckpointEvery | None,
-    ) -> dict[str, Result | Exception]:
-        """Search side by side, each search with its own folder, and return what is found."""
+        tally: Tally | None,
+    ) -> Run | None:
+        """Search side by side, each search with its own folder; None where none could begin."""
         from fuse.app.run import Run
+        from fuse.app.trackers import Tracked, all_of
 
         console.quiet_libraries()
         jobs = {}
         for name, config in configs.items():
             own = RunFolder(folder / name, self.problems)
             try:
-                jobs[name] = self._job(config, own)
+                jobs[name] = self._job(config, own, whole)
             except FuseError as error:  # one bad picture does not cost the others' results
                 named = name and "file_name" not in config["item"]
                 self.fail(f"{name}: {error}" if named else str(error))
         if not jobs:
-            return {}
+            return None
         # Only now, when the options have been of use
         RunFolder(folder, self.problems).write_json(CONFIG, anchored(whole))
         self.resumable = folder if every is not None else None
-        with console.search_bars({n: job.search.most_steps for n, job in jobs.items()}) as bars:
+        steps = {name: job.search.most_steps for name, job in jobs.items()}
+        line = None if tally is None else tally.line
+        with ExitStack() as stack:
+            views = stack.enter_context(live.shown(steps, quiet=whole["quiet"], line=line))
             for name, job in jobs.items():
-                jobs[name] = replace(job, search=replace(job.search, on_step=bars[name]))
+                tracked = stack.enter_context(closing(Tracked(configs[name], job.folder.path)))
+                tell = all_of([views[name], tracked])
+                jobs[name] = replace(job, search=replace(job.search, on_step=tell))
             self.stop.searching = True
             try:
-                return Run(jobs, every).go(self.stop)
+                run = Run(jobs, every)
+                run.go(self.stop)
+                return run
             finally:
                 self.stop.searching = False
 
-    def _job(self, config: Config, folder: RunFolder) -> Job:
-        """Build the search of one picture."""
+    def _write_pages(self, run: Run) -> None:
+        """Write the page of each search that has found something."""
+        from fuse.app.report.write import write_page
+
+        for name, result in run.found.items():
+            state = run.state(name)
+            if not isinstance(result, Exception) and state is not None:
+                write_page(run.jobs[name].folder, run.jobs[name].search, state)
+
+    def _write_index(self, folder: Path) -> None:
+        """Write the index of a folder in which several runs are, if they have pages."""
+        if any(folder.glob(f"**/{PAGE}")):
+            from fuse.app.report.write import write_index
+
+            write_index(folder, self.problems)
+
+    def _job(self, config: Config, folder: RunFolder, whole: Config) -> Job:
+        """Build the search of one item.
+
+        Args:
+            whole: the configuration of the run.
+        """
         from fuse.app.build import build, weights_of
         from fuse.app.reach import reaching
         from fuse.app.run import Job
 
         began = time.perf_counter()
         with reaching(config):
-            search = build(config, console.fitting, self._models, console.reading)
+            shown = (iter, iter) if config["quiet"] else (console.fitting, console.reading)
+            search = build(config, shown[0], self._models, shown[1])
         facts = {
             "item": config["item"],
             "setup_seconds": time.perf_counter() - began,
@@ -270,8 +321,25 @@ class Session:
             "method": config["method"]["name"],
             "models": weights_of(config, search.objective),
             "limits": limits_of(config),
+            "command": self._command(config, whole),
         }
         return Job(search, folder, facts)
+
+    def _command(self, config: Config, whole: Config) -> str:
+        """Return the command line that repeats the search of an item alone, or the whole run where
+        its vector has no other name.
+        """
+        by_key = {override.partition("=")[0]: override for override in self._overrides}
+        own = {name: config[name] for name in ("image", "target") if config[name] != whole[name]}
+        if own:
+            for name in (*SEVERAL, "split", "column", "nested", *own):
+                by_key.pop(f"++{name}", None)
+        typed = [as_typed(override) for override in by_key.values()]
+        if "image" in own:
+            typed.append(as_argument("image", str(own["image"])))
+        if "target" in own:
+            typed.append(as_typed(f"++target={encoded(str(own['target']))}"))
+        return " ".join(["python find_prompt.py", *typed])
 
     def _report(self, name: str, result: Result | Exception, folder: Path) -> None:
         """Show a result, or the error that a search ended with."""

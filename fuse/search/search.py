@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -26,6 +26,7 @@ from fuse.search.strategies.base import Strategy
 from fuse.search.strategies.beam import Beam
 from fuse.types import (
     UNCHANGED,
+    BeamRow,
     Candidates,
     Entry,
     Evaluation,
@@ -244,6 +245,7 @@ class Search:
             trim_heap()
         entries = evaluated.entries()
         state = self._counted(state, evaluated)
+        before = state.beam
         strategy, beam = stage.strategy.select(state.strategy, evaluated.growing(), rng)
         state = replace(
             state,
@@ -257,7 +259,7 @@ class Search:
             seconds=state.seconds + max(0.0, time.perf_counter() - candidates.began),
         )
         if entries:
-            state = self._recorded(state, stage.method, entries)
+            state = self._recorded(state, stage.method, entries, origins(before, candidates))
         return self._limited(state)
 
     def result(
@@ -499,9 +501,17 @@ class Search:
         )
 
     def _recorded(
-        self, state: SearchState, method: Method, entries: Sequence[Entry]
+        self,
+        state: SearchState,
+        method: Method,
+        entries: Sequence[Entry],
+        parents: Mapping[Ids, int],
     ) -> SearchState:
-        """Return the state with one more step in the trace."""
+        """Return the state with one more step in the trace.
+
+        Args:
+            parents: as `origins` returns them.
+        """
         best = self._better(state.best, entries)
         assert best is not None
         winner = min(entries)
@@ -516,8 +526,20 @@ class Search:
             evaluations=state.evaluations,
             seconds=state.seconds,
             operations=state.operations,
+            parent=parents.get(winner.ids),
+            beam=self._beam_rows(state, parents),
         )
         return replace(state, step=state.step + 1, best=best, last=step)
+
+    def _beam_rows(self, state: SearchState, parents: Mapping[Ids, int]) -> tuple[BeamRow, ...]:
+        """Return the beam for the trace."""
+        found, prompts = [], self.objective.vocabulary.decode(state.beam)
+        for row, prompt in zip(state.beam, prompts, strict=True):
+            loss = None
+            if row in state.scored:
+                loss = float(self.objective.total(torch.tensor([state.scored[row]]))[0])
+            found.append(BeamRow(prompt, loss, parents.get(row)))
+        return tuple(found)
 
     def _found(self, state: SearchState) -> tuple[Ids, ...]:
         """Return what all methods have collected so far, each once."""
@@ -558,6 +580,17 @@ class Search:
 def own_strategy(method: Method) -> Strategy:
     """Return the beam search that suits a method."""
     return Beam(method.beam_width, method.distance)
+
+
+def origins(beam: Sequence[Ids], candidates: Candidates) -> dict[Ids, int]:
+    """Return the row of the beam that each candidate came from; what stands in the beam already
+    came from itself.
+    """
+    found: dict[Ids, int] = {}
+    parents = candidates.parents or ([0] * len(candidates.ids) if len(beam) == 1 else [])
+    for ids, parent in zip(candidates.ids, parents, strict=False):
+        found.setdefault(ids, parent)
+    return found | {ids: number for number, ids in enumerate(beam)}
 
 
 def _trouble(evaluated: Evaluation) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fuse.types import Ids
@@ -29,10 +29,7 @@ def draw(
     """
     if not temperature:
         return ranking.topk(count).indices.tolist()
-    log_shares = (ranking.cpu().double() / temperature).log_softmax(-1)
-    ordered, order = log_shares.sort(-1, descending=True)
-    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-    ordered = ordered.masked_fill(mass_before >= top_p, -torch.inf)
+    ordered, order = _likeliest(ranking, temperature, top_p)
     # The largest of log p + Gumbel noise are a draw without replacement
     noise = -torch.empty_like(ordered).exponential_(generator=rng).log()
     drawn = (ordered + noise).topk(count)
@@ -41,6 +38,26 @@ def draw(
         kept = drawn.indices[i][drawn.values[i] > -torch.inf]
         found.append(order[i, kept].tolist())
     return found
+
+
+def shares(
+    ranking: Float[Tensor, "b v"], temperature: float, top_p: float = 1.0
+) -> Float[Tensor, "b v"]:
+    """Return the probability with which each token is drawn first, in float64."""
+    ordered, order = _likeliest(ranking, temperature, top_p)
+    return torch.empty_like(ordered).scatter_(-1, order, ordered.softmax(-1))
+
+
+def _likeliest(
+    ranking: Float[Tensor, "b v"], temperature: float, top_p: float
+) -> tuple[Float[Tensor, "b v"], Int[Tensor, "b v"]]:
+    """Return log softmax(ranking / temperature), the largest first, and the tokens; -inf beyond the
+    likeliest of mass `top_p`.
+    """
+    log_shares = (ranking.cpu().double() / temperature).log_softmax(-1)
+    ordered, order = log_shares.sort(-1, descending=True)
+    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
+    return ordered.masked_fill(mass_before >= top_p, -torch.inf), order
 
 
 def by_rank(rows: Sequence[Ids], position: int, ranking: Float[Tensor, " v"]) -> list[Ids]:
