@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 # Tests run in parallel processes, and start processes of their own: each has one thread
@@ -21,6 +22,10 @@ REALBED = ROOT.parent / "shared" / "realbed"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
 typechecking.install()
+# absl, which rouge-score and TensorBoard bring, keeps the stream of its import, and closes it when
+# logging is set up anew: it must not be what pytest captures
+with redirect_stderr(sys.__stderr__), suppress(ImportError):
+    import absl.logging  # noqa: F401
 
 import fuse  # noqa: E402
 

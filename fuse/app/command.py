@@ -16,7 +16,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fuse.app.config import COMPLAINTS, checked, explain, is_complaint, register_resolvers
 from fuse.app.overrides import MULTIRUN, encoded, prepared, unquoted
@@ -80,7 +80,7 @@ def _job(session: Session, config: DictConfig) -> float:
     if hydra_config.mode != RunMode.MULTIRUN:
         _run(session, config, folder)
         return 0.0
-    overrides = readable(hydra_config.overrides.task)
+    overrides = readable(_overrides())
     with session.job(hydra_config.job.num, overrides, folder, str(config.metric)) as job:
         _run(session, config, folder)
     return math.inf if job.value is None else job.value
@@ -90,7 +90,7 @@ def _run(session: Session, config: DictConfig, folder: Path) -> None:
     """Make one run; show what is wrong with it."""
     session.began = True
     try:
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = _overrides()
         plain = checked(config)
         if plain["resume"] is not None:
             plain = resumed(plain, folder, overrides)
@@ -107,6 +107,12 @@ def _run(session: Session, config: DictConfig, folder: Path) -> None:
         session.crash(error, folder)
     if session.stop.signal:
         raise SystemExit(session.exit_code)
+
+
+def _overrides() -> list[str]:
+    """Return the overrides of the job at work, as they were given: nothing in them is resolved."""
+    given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(given)
 
 
 def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
