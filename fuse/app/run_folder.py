@@ -244,10 +244,12 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Return the keys in which two configs differ, with both values; limits are left out."""
+    """Return the keys in which two configs differ, with both values: parts before their options;
+    limits are left out.
+    """
     old, new = flat(anchored(saved)), flat(anchored(given))
     found = []
-    for key in sorted({*old, *new}):
+    for key in sorted({*old, *new}, key=lambda key: (not key.endswith(".name"), key)):
         if key.partition(".")[0] not in NOT_COMPARED and old.get(key) != new.get(key):
             found.append(f"{key}={new.get(key)} (there {old.get(key)})")
     return found
