@@ -364,7 +364,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("argument", sampled(BY_HAND, 3))
+@pytest.mark.parametrize("argument", sampled(BY_HAND, 6))
 def test_bad_overrides_are_one_line_each(command: Command, argument: str) -> None:
     (line,) = command.refused(argument)
     assert BY_HAND[argument] in line

@@ -62,14 +62,14 @@ def whole_grid() -> list[Cell]:
 
 
 def slice_of_grid() -> list[Cell]:
-    """Return each pair once, with secondaries and adapters in turn, and some more adapters."""
+    """Return each method twice, and each strategy, with secondaries and adapters in turn."""
     cells = []
-    for i, (method, strategy) in enumerate(PAIRS):
-        cells.append((method, strategy, (1, 2, 0)[i % 3], list(ADAPTERS)[i % len(ADAPTERS)]))
-    for i, (method, adapter) in enumerate(product(METHODS, ADAPTERS)):
-        cell = (method, "greedy", 1, adapter)
-        if cell not in cells and i % 3 == 0:
-            cells.append(cell)
+    for i, method in enumerate(METHODS):
+        strategies = [strategy for one, strategy in PAIRS if one == method]
+        chosen = dict.fromkeys([strategies[i % len(strategies)], "greedy"])
+        for number, strategy in enumerate(chosen, i):
+            adapter = list(ADAPTERS)[number % len(ADAPTERS)]
+            cells.append((method, strategy, (1, 2, 0)[number % 3], adapter))
     return cells
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling import sampled_pairs
 
 import fuse
 from fuse.types import Ids
@@ -66,9 +67,8 @@ LABELS = [
 ]
 
 
-@pytest.mark.parametrize("prefix", ["", "Look:"])
 @pytest.mark.parametrize(
-    "suffix", ["", pytest.param("and a boat", marks=pytest.mark.full), ". The boat"]
+    ("prefix", "suffix"), sampled_pairs(["", "Look:"], ["", ". The boat", "and a boat"])
 )
 def test_saying_a_label_is_greedy_generation(lm: fuse.CausalLM, prefix: str, suffix: str) -> None:
     """For labels of one and of many tokens, true and false, all prompts in one batch."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from sampling import sampled_pairs
 
 import fuse
 from fuse.engine import Engine, prefix_cache
@@ -221,8 +222,9 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("prefix", ["", PREFIX])
-@pytest.mark.parametrize("kind", [*LOSSES, "clip", "minilm"])
+@pytest.mark.parametrize(
+    ("kind", "prefix"), sampled_pairs([*LOSSES, "clip", "minilm"], ["", PREFIX])
+)
 def test_with_the_prefix_cache_equals_without(
     request: pytest.FixtureRequest, kind: str, prefix: str, packing: bool
 ) -> None:

@@ -88,6 +88,7 @@ def test_captions_the_house(tmp_path: Path) -> None:
     assert min(step["loss"] for step in trace) == pytest.approx(result["loss"], abs=1e-4)
 
 
+@pytest.mark.full
 def test_same_seed_same_trace_other_seed_other_trace(tmp_path: Path) -> None:
     traces = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -196,6 +197,7 @@ def test_a_folder_of_pictures(tmp_path: Path, at_once: int) -> None:
     assert "3 of 3, " in done.stderr and ", 1 failed" in done.stderr
 
 
+@pytest.mark.full
 def test_begins_with_the_captioners_sentence_and_refines_it(tmp_path: Path) -> None:
     run(tmp_path / "caption", "method=caption")
     caption = read(tmp_path / "caption")[0]
@@ -364,7 +366,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", sampled(MISTAKES, 3))
+@pytest.mark.parametrize("name", sampled(MISTAKES, 6))
 def test_mistakes_are_put_into_one_line(tmp_path: Path, name: str) -> None:
     arguments, parts = MISTAKES[name]
     done = run(tmp_path / "run", *arguments, f"adapter.cache_dir={tmp_path / 'cache'}", code=2)
@@ -466,7 +468,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
         (signal.SIGTERM, 143),
         pytest.param(signal.SIGHUP, 129, marks=pytest.mark.full),
         (signal.SIGKILL, -9),

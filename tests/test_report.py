@@ -182,6 +182,7 @@ def test_an_index_of_very_many_runs_lists_the_first(
     assert "The first 2 runs are listed; 1 more are left out." in text
 
 
+@pytest.mark.full
 def test_a_sweep_gets_an_index_with_the_options_that_differ(tmp_path: Path) -> None:
     done = find_prompt("-m", "seed=1,2", "steps=1", "secondary=[]", f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 0, done.stderr

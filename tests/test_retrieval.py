@@ -182,10 +182,10 @@ TEXTS = ["A boat by the sea.", "A red house stands in the snow.", "Two cats at n
     ("method", "strategy"),
     [
         (fuse.GCG(search_width=12), fuse.Beam(2)),
-        (fuse.Random(search_width=12), fuse.UniformCost()),
-        (fuse.Gibbs(search_width=12), fuse.Pareto(3)),
+        pytest.param(fuse.Random(search_width=12), fuse.UniformCost(), marks=pytest.mark.full),
+        pytest.param(fuse.Gibbs(search_width=12), fuse.Pareto(3), marks=pytest.mark.full),
         (fuse.AutoDAN(search_width=12), fuse.Beam(2)),
-        (fuse.Langevin(search_width=3), fuse.Beam(1)),
+        pytest.param(fuse.Langevin(search_width=3), fuse.Beam(1), marks=pytest.mark.full),
     ],
     ids=lambda part: type(part).__name__,
 )
@@ -228,6 +228,7 @@ def test_forbidden_words_are_not_offered(
 
 
 # ---- the command line ----
+@pytest.mark.full
 def test_pictures_side_by_side_begin_with_texts_of_their_own(tmp_path: Path) -> None:
     out, pictures = tmp_path / "out", "[images/boat.png,images/cat.png]"
     arguments = [
