@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,8 @@ from fuse.retrieval import retrieve
 from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
 from fuse.search.screening import Probe
-from fuse.search.search import Search
+from fuse.search.search import Search, own_strategy
 from fuse.search.strategies.base import Strategy
-from fuse.search.strategies.beam import Beam
 from fuse.term import Term
 from fuse.text.constraints import Constraints
 
@@ -184,7 +184,8 @@ def _strategy(config: Config, method: Method) -> Strategy:
     """Return the strategy; that of name auto is the beam search that suits the method."""
     if config["name"] != "auto":
         return make(STRATEGIES, config, "strategy")
-    return Beam(config["beam_width"] or method.beam_width, method.distance)
+    own = own_strategy(method)
+    return replace(own, beam_width=config["beam_width"] or own.beam_width)
 
 
 def _probe(config: Config, models: Models) -> Probe | None:

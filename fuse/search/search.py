@@ -577,7 +577,7 @@ class Search:
         return not bool(losses.isfinite().any())
 
 
-def own_strategy(method: Method) -> Strategy:
+def own_strategy(method: Method) -> Beam:
     """Return the beam search that suits a method."""
     return Beam(method.beam_width, method.distance)
 

@@ -15,6 +15,7 @@ from typing_extensions import Doc
 from fuse.guide import Guide
 from fuse.options import Count, NotNegative, Whole, check_options
 from fuse.search.methods.base import Method
+from fuse.text.constraints import spellings
 from fuse.types import Candidates, Evaluation, Ids
 
 MIN_GAIN = 0.01
@@ -215,22 +216,19 @@ class Sketch(Method):
 
 def first_tokens(words: Sequence[str], guide: Guide) -> list[int]:
     """Return the tokens with which words begin, at the beginning of a text and after a word."""
-    before = len(guide.vocabulary.encode_ids(["!"])[0])
-    found: list[int] = []
-    for ids in guide.vocabulary.encode_ids([*words, *(word.capitalize() for word in words)]):
-        found += ids[:1]
-    for ids in guide.vocabulary.encode_ids([f"! {word}" for word in words]):
-        found += ids[before : before + 1]
-    return found
+    texts = [*words, *(word.capitalize() for word in words)]
+    # Capitals belong to the beginning of a text alone
+    spelled = spellings(guide.vocabulary, texts)[: 3 * len(words)]
+    return [ids[0] for ids in spelled if ids]
 
 
 def missing(words: Sequence[str], present: Sequence[str]) -> list[str]:
     """Return the words of which no form is present."""
-    stems = {stem(word) for word in present}
-    return [word for word in words if not any(same_word(stem(word), one) for one in stems)]
+    forms = {base_form(word) for word in present}
+    return [word for word in words if not any(same_word(base_form(word), one) for one in forms)]
 
 
-def stem(word: str) -> str:
+def base_form(word: str) -> str:
     """Return a word without its ending."""
     word = word.lower().strip(".,;:!?'\"()")
     for ending in ENDINGS:
@@ -240,7 +238,7 @@ def stem(word: str) -> str:
 
 
 def same_word(one: str, other: str) -> bool:
-    """Whether two stems are those of one word: the same, or a long one that goes on as another."""
+    """Whether two base forms are of one word: equal, or a long one that begins as the other."""
     if min(len(one), len(other)) < 4:
         return one == other
     return one.startswith(other) or other.startswith(one)
