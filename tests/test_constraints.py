@@ -240,7 +240,7 @@ def test_every_method_obeys(lm: fuse.CausalLM, method: str, kind: str) -> None:
     strategy = fuse.Beam(1) if METHODS[method].greedy_only else fuse.Beam(2)
     counted: list[Ids] = []
     for init in ("", START):
-        steps = 12 if METHODS[method].greedy_only else 3
+        steps = 6 if METHODS[method].greedy_only else 3
         search = fuse.Search(objective, small(method), strategy, steps=steps, init=init)
         state = search.start()
         while not state.ended:

@@ -156,7 +156,7 @@ TOYS: dict[str, tuple[fuse.Method, fuse.Strategy | None]] = {
 @pytest.mark.parametrize("toy", TOYS)
 def test_parts_of_ones_own_obey_the_contracts(objective: fuse.Objective, toy: str) -> None:
     method, strategy = TOYS[toy]
-    fuse.check_search(fuse.Search(objective, method, strategy, steps=6))
+    fuse.check_search(fuse.Search(objective, method, strategy, steps=STEPS))
 
 
 @pytest.mark.parametrize("kind", [toys.Annealing, toys.Pareto, toys.MetropolisHastings])

@@ -141,3 +141,18 @@ def test_one_prompt_for_several_pictures_and_away_from_another(clip: fuse.CLIP) 
     expected = sum(t.weight * evaluated.terms[name] for name, t in objective.terms.items())
     torch.testing.assert_close(evaluated.loss, expected)
     assert other.weight == -2 and evaluated.terms["away"] > 0
+
+
+def test_crops_count_beside_the_whole(clip: fuse.CLIP) -> None:
+    path = ROOT / "images/boat.png"
+    options = [f"image={path}", "secondary.demo_clip.crops=true", "method=random"]
+    found = build(compose(options)).objective.secondaries["demo_clip"].loss.target
+    image = fuse.open_image(path)
+    wide, high = (round(0.8 * side) for side in image.size)
+    right, low = image.width - wide, image.height - high
+    corners = [(0, 0), (right, 0), (0, low), (right, low)]
+    corners.append((round(right / 2), round(low / 2)))
+    views = [image, *(image.crop((x, y, x + wide, y + high)) for x, y in corners)]
+    vectors = torch.nn.functional.normalize(clip.embed_images(views), dim=-1)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(vectors.mean(0), dim=0))
+    assert float(found @ vectors[0]) < 0.999

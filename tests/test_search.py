@@ -442,7 +442,7 @@ def searches(
 
 
 @pytest.mark.parametrize(
-    "method", [fuse.AutoDAN(search_width=32), fuse.GCG(search_width=24)], ids=["autodan", "gcg"]
+    "method", [fuse.AutoDAN(search_width=16), fuse.GCG(search_width=8)], ids=["autodan", "gcg"]
 )
 def test_searches_side_by_side_find_what_they_find_alone(
     lm: fuse.CausalLM, clip: fuse.CLIP, method: Method, monkeypatch: pytest.MonkeyPatch

@@ -1,11 +1,15 @@
 """Shapes are checked while the tests run: jaxtyping's annotations, in every function of `fuse` that
-has some. What other annotations say is checked by mypy: at run time it would double the time.
+has some, at each of its first calls and at some of the later ones. What other annotations say is
+checked by mypy. All at every call would double the time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import wraps
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 import jaxtyping
@@ -15,6 +19,8 @@ SHAPE = re.compile(r"\b(Float|Int|Bool|UInt8)\[")
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """Whole numbers may stand for floats, as PEP 484 says."""
 everywhere = jaxtyping.jaxtyped
+FIRST, EVERY = 50, 16
+"""How many calls of a function are checked before one in so many is."""
 
 
 def jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
@@ -23,9 +29,25 @@ def jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
     def decorate(part: Any) -> Any:
         function = getattr(part, "fget", None) or getattr(part, "__func__", part)
         annotations = " ".join(map(str, getattr(function, "__annotations__", {}).values()))
-        return everywhere(part, typechecker=typechecker) if SHAPE.search(annotations) else part
+        if not SHAPE.search(annotations):
+            return part
+        always = everywhere(part, typechecker=typechecker)
+        return now_and_then(part, always) if isinstance(part, FunctionType) else always
 
     return decorate
+
+
+def now_and_then(plain: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is checked at its first calls, and at some of the later ones."""
+    calls = count()
+
+    @wraps(plain)
+    def function(*arguments: Any, **options: Any) -> Any:
+        number = next(calls)
+        chosen = checked if number < FIRST or number % EVERY == 0 else plain
+        return chosen(*arguments, **options)
+
+    return function
 
 
 def install() -> None:

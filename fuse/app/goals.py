@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+CROPPED = 0.8
+"""The sides of a crop, as a share of those of its picture."""
 Loader = Callable[[], Any]
 """Loads the model of an entry."""
 Sought = tuple[Any, Any]
@@ -110,6 +112,9 @@ class ImageGoal:
         Pictures, Doc("the picture that the text is to fit; of an entry's own list: all of them")
     ]
     target_vector: Annotated[Vector, Doc("a known embedding, in the picture's place")] = None
+    crops: Annotated[
+        bool, Doc("whether its corners and its middle, 80% of its sides, count beside the whole")
+    ] = False
 
     @staticmethod
     def sought(config: Config, key: str, load_model: Loader) -> Sought:
@@ -118,6 +123,8 @@ class ImageGoal:
         images = config["image"]
         if not isinstance(images, list):
             images = [required_image(config, key)]
+        if config.get("crops"):
+            images = [view for image in images for view in _with_crops(image)]
         model = load_model()
         return model, VECTOR_LOSSES["cosine_distance"](_mean_direction(model.embed_images(images)))
 
@@ -218,6 +225,14 @@ def required_image(config: Config, key: str) -> Image:
             "model looks at one alone"
         )
     return cast("Image", config["image"])
+
+
+def _with_crops(image: Image) -> list[Image]:
+    """Return a picture, its four corners and its middle."""
+    from torchvision.transforms.functional import five_crop
+
+    height, width = (max(1, round(CROPPED * side)) for side in (image.height, image.width))
+    return [image, *five_crop(image, [height, width])]
 
 
 def _mean_direction(vectors: Float[Tensor, "n e"]) -> Float[Tensor, " e"]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,29 +19,32 @@ from fuse.objective import Objective
 from fuse.registry import METHODS
 from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
+from fuse.search.outcome import (
+    EXHAUSTED,
+    NOT_FINITE,
+    Parents,
+    best_scored,
+    better,
+    never_finite,
+    origins,
+    result_of,
+    step_record,
+    trouble,
+    why_nothing,
+)
 from fuse.search.screening import Probe
 from fuse.search.state import SearchState
 from fuse.search.strategies.base import Strategy
 from fuse.search.strategies.beam import Beam
 from fuse.types import (
     UNCHANGED,
-    BeamRow,
     Candidates,
     Entry,
     Evaluation,
-    FrontPrompt,
     Ids,
     Result,
     Step,
 )
-
-EXHAUSTED, NO_VALID_CANDIDATE, NOT_FINITE = "exhausted", "no valid candidate", "not finite"
-"""Why a step has no candidate that counts: nothing was proposed; all were refused; no loss or
-gradient was finite.
-"""
-
-NUM_EARLIER = 500
-"""How many of the best prompts of the first method a wide beam of the second one chooses from."""
 
 NUM_OTHER_STARTS = 4
 """How many random prompts are tried where the start has no finite loss."""
@@ -255,7 +257,7 @@ class Search:
             method=stage.method.observe(method, evaluated),
             strategy=strategy,
             beam=tuple(beam),
-            trouble="" if entries else _trouble(evaluated),
+            trouble="" if entries else trouble(evaluated),
             seconds=state.seconds + max(0.0, time.perf_counter() - candidates.began),
         )
         if entries:
@@ -275,34 +277,9 @@ class Search:
             FuseError: nothing was found.
         """
         if state.best is None:
-            raise FuseError(self._why_nothing(state))
-        vocabulary = self.objective.vocabulary
-        prompt = vocabulary.decode([state.best.ids])[0]
-        if rescore:
-            loss, terms = self.objective.evaluate_text(prompt)
-        else:
-            loss, terms = state.best.loss, self.objective.term_results(prompt, state.best.terms)
-        found = self._found(state)
-        counts: Counter[str] = Counter()
-        for ids in found:
-            counts.update(vocabulary.token_texts[token].strip() for token in ids)
-        return Result(
-            prompt=prompt,
-            free_ids=state.best.ids,
-            loss=loss,
-            initial_loss=loss if state.initial_loss is None else state.initial_loss,
-            terms=terms,
-            steps=state.step,
-            evaluations=state.evaluations,
-            operations=state.operations,
-            seconds=state.seconds,
-            found=tuple(vocabulary.decode(found)),
-            token_counts=dict(counts.most_common()),
-            trace=tuple(trace),
-            ended=state.ended,
-            num_non_finite=state.num_non_finite,
-            front=self._front_prompts(state),
-        )
+            raise FuseError(why_nothing(self.objective, state, self.steps))
+        state = replace(state, found=self._found(state), front=self._front(state))
+        return result_of(self.objective, state, trace, rescore=rescore)
 
     def reopened(self, state: SearchState) -> SearchState:
         """Return a state that goes on where one of the limits was reached that is higher now."""
@@ -360,9 +337,9 @@ class Search:
         if tried.loss.isfinite().any() or not tried.valid.any():
             return
         state = self._counted(state, tried)
-        never = [name for name in self.objective.terms if self._never_finite(state, name)]
-        if never:
-            raise FuseError(self._why_nothing(replace(state, trouble=NOT_FINITE)))
+        if never_finite(self.objective, state):
+            why = why_nothing(self.objective, replace(state, trouble=NOT_FINITE), self.steps)
+            raise FuseError(why)
         largest = max(self.objective.terms, key=lambda name: abs(self.objective.terms[name].weight))
         raise FuseError(
             f"{largest}.weight={self.objective.terms[largest].weight}: the sum of the losses, each "
@@ -387,15 +364,13 @@ class Search:
         evaluated = self.evaluate(replace(state, stage=number), Candidates(started))
         state = self._counted(state, evaluated)
         entries = evaluated.entries() if rows or rivals else []
-        strategy, chosen = stage.strategy.select(
-            stage.strategy.init(stage.method.buffer_size),
-            self.evaluate(replace(state, stage=number), Candidates(rows)),
-            rng,
-        )
-        if joined:
-            beam = list(chosen)
-        if number and stage.strategy.width > 1 and not stage.method.greedy_only:
-            strategy, chosen = stage.strategy.select(strategy, self._earlier(state), rng)
+        goes_on = number and stage.strategy.width > 1 and not stage.method.greedy_only
+        pool = self.evaluate(replace(state, stage=number), Candidates(rows))
+        if goes_on:
+            pool = best_scored(self.objective, state)
+        strategy = stage.strategy.init(stage.method.buffer_size)
+        strategy, chosen = stage.strategy.select(strategy, pool, rng)
+        if joined or goes_on:
             beam = list(chosen) or beam
         losses = [state.scored[row] for row in started if row in state.scored]
         if state.initial_loss is None and losses:
@@ -409,27 +384,12 @@ class Search:
             method=method,
             strategy=strategy,
             beam=tuple(beam),
-            best=self._better(state.best, entries),
-            trouble="" if entries or not any(beam) else _trouble(evaluated),
+            best=better(self.objective, state.best, entries),
+            trouble="" if entries or not any(beam) else trouble(evaluated),
             operations=state.operations + self.operations - before,
             seconds=state.seconds + time.perf_counter() - began,
         )
         return self._limited(state)
-
-    def _earlier(self, state: SearchState) -> Evaluation:
-        """Return the best of what was scored so far, the whole texts where there are any: a wide
-        beam goes on from several of them.
-        """
-        rows = list(state.scored)
-        terms = torch.tensor([state.scored[row] for row in rows]).reshape(len(rows), -1)
-        loss = self.objective.total(terms) if rows else torch.zeros(0)
-        whole = torch.tensor(self.objective.finished(rows), dtype=torch.bool)
-        loss = torch.where(whole, loss, torch.inf) if whole.any() else loss
-        best = loss.argsort(stable=True)[:NUM_EARLIER].tolist()
-        columns = dict(zip(self.objective.terms, terms[best].unbind(1), strict=True))
-        valid = torch.ones(len(best), dtype=torch.bool)
-        candidates = Candidates([rows[i] for i in best])
-        return Evaluation(candidates, loss[best], columns, valid)
 
     def _next_stage(self, state: SearchState, reason: str) -> SearchState:
         """Return the state at the beginning of the next method, or the end of the search."""
@@ -473,13 +433,6 @@ class Search:
             return "stop_loss"
         return "label" if self.stop_at_label and self.objective.says_label([best.ids])[0] else ""
 
-    def _better(self, best: Entry | None, entries: Sequence[Entry]) -> Entry | None:
-        """Return the best of all: a finished one, if there is one."""
-        pool = [*([best] if best else []), *entries]
-        finished = self.objective.finished([entry.ids for entry in pool])
-        whole = [entry for entry, ends in zip(pool, finished, strict=True) if ends]
-        return min(whole or pool, default=None)
-
     def _counted(self, state: SearchState, evaluated: Evaluation) -> SearchState:
         """Return the state with new candidates in its log and its counts."""
         rows, losses = [], []
@@ -501,45 +454,14 @@ class Search:
         )
 
     def _recorded(
-        self,
-        state: SearchState,
-        method: Method,
-        entries: Sequence[Entry],
-        parents: Mapping[Ids, int],
+        self, state: SearchState, method: Method, entries: Sequence[Entry], parents: Parents
     ) -> SearchState:
-        """Return the state with one more step in the trace.
-
-        Args:
-            parents: as `origins` returns them.
-        """
-        best = self._better(state.best, entries)
+        """Return the state with one more step in the trace."""
+        best = better(self.objective, state.best, entries)
         assert best is not None
-        winner = min(entries)
-        step = Step(
-            step=state.step + 1,
-            method=METHODS.name_of(method),
-            loss=winner.loss,
-            best_loss=best.loss,
-            prompt=self.objective.vocabulary.decode([winner.ids])[0],
-            free_ids=winner.ids,
-            terms=dict(zip(self.objective.terms, winner.terms, strict=True)),
-            evaluations=state.evaluations,
-            seconds=state.seconds,
-            operations=state.operations,
-            parent=parents.get(winner.ids),
-            beam=self._beam_rows(state, parents),
-        )
-        return replace(state, step=state.step + 1, best=best, last=step)
-
-    def _beam_rows(self, state: SearchState, parents: Mapping[Ids, int]) -> tuple[BeamRow, ...]:
-        """Return the beam for the trace."""
-        found, prompts = [], self.objective.vocabulary.decode(state.beam)
-        for row, prompt in zip(state.beam, prompts, strict=True):
-            loss = None
-            if row in state.scored:
-                loss = float(self.objective.total(torch.tensor([state.scored[row]]))[0])
-            found.append(BeamRow(prompt, loss, parents.get(row)))
-        return tuple(found)
+        name = METHODS.name_of(method)
+        last = step_record(self.objective, state, name, min(entries), best, parents)
+        return replace(state, step=state.step + 1, best=best, last=last)
 
     def _found(self, state: SearchState) -> tuple[Ids, ...]:
         """Return what all methods have collected so far, each once."""
@@ -550,51 +472,7 @@ class Search:
         """Return the Pareto front of the latest strategy that keeps one."""
         return tuple(self.stages[state.stage].strategy.front(state.strategy)) or state.front
 
-    def _front_prompts(self, state: SearchState) -> tuple[FrontPrompt, ...]:
-        """Return the Pareto front as text."""
-        front, found = self._front(state), []
-        prompts = self.objective.vocabulary.decode([entry.ids for entry in front])
-        for entry, prompt in zip(front, prompts, strict=True):
-            terms = dict(zip(self.objective.terms, entry.terms, strict=True))
-            found.append(FrontPrompt(prompt, entry.loss, terms))
-        return tuple(found)
-
-    def _why_nothing(self, state: SearchState) -> str:
-        """Say why a search has found nothing, and what to do."""
-        if state.ended == NOT_FINITE or state.trouble == NOT_FINITE:
-            names = [name for name in self.objective.terms if self._never_finite(state, name)]
-            return (
-                f"{', '.join(names) or 'objective'}: "
-                f"of {state.evaluations} losses none is finite (nan or inf); "
-                "check the weights of the model, or give dtype=float32"
-            )
-        return f"steps={self.steps}: nothing was found; give steps=1 or more, or a starting text"
-
-    def _never_finite(self, state: SearchState, name: str) -> bool:
-        """Whether no loss of a term was finite."""
-        column = list(self.objective.terms).index(name)
-        losses = torch.tensor([losses[column] for losses in state.scored.values()])
-        return not bool(losses.isfinite().any())
-
 
 def own_strategy(method: Method) -> Beam:
     """Return the beam search that suits a method."""
     return Beam(method.beam_width, method.distance)
-
-
-def origins(beam: Sequence[Ids], candidates: Candidates) -> dict[Ids, int]:
-    """Return the row of the beam that each candidate came from; what stands in the beam already
-    came from itself.
-    """
-    found: dict[Ids, int] = {}
-    parents = candidates.parents or ([0] * len(candidates.ids) if len(beam) == 1 else [])
-    for ids, parent in zip(candidates.ids, parents, strict=False):
-        found.setdefault(ids, parent)
-    return found | {ids: number for number, ids in enumerate(beam)}
-
-
-def _trouble(evaluated: Evaluation) -> str:
-    """Say why no candidate of a step counts."""
-    if evaluated.num_non_finite or evaluated.candidates.num_non_finite:
-        return NOT_FINITE
-    return NO_VALID_CANDIDATE if evaluated.candidates.ids else EXHAUSTED
