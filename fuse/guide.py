@@ -74,7 +74,10 @@ class Guide:
         """Return how much the secondaries want each token at one position of each row, read there
         as the mean of all: -z(gradient).
         """
-        gradient = self._objective.secondary_gradient(rows, positions, "mean")
+        return self.wanted(self._objective.secondary_gradient(rows, positions, "mean"))
+
+    def wanted(self, gradient: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """Return how much each token is wanted where a loss has this gradient: -z(gradient)."""
         return -standardised(gradient.nan_to_num(), self.allowed)
 
     @cached_property

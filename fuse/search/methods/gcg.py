@@ -16,7 +16,6 @@ from fuse.guide import Guide
 from fuse.options import Count, NotNegative
 from fuse.search.methods.base import LINEARISE, TOP_K, Points
 from fuse.search.methods.edits import Edits, Shortlists, Site
-from fuse.statistics import standardised
 from fuse.types import UNCHANGED, Ids
 
 Momentum = dict[tuple[str, int, int], Float[Tensor, " v"]]
@@ -65,8 +64,7 @@ class GCG(Edits):
     def pull(
         self, rows: Sequence[Ids], positions: Sequence[int], guide: Guide
     ) -> Float[Tensor, "n v"]:
-        gradient = guide.token_gradient(rows, positions, self.linearise)
-        return -standardised(gradient.nan_to_num(), guide.allowed)
+        return guide.wanted(guide.token_gradient(rows, positions, self.linearise))
 
     def shortlist(self, state: Any, sites: Sequence[Site], guide: Guide) -> Shortlists:
         rows, positions = [site.row for site in sites], [site.position for site in sites]
@@ -84,9 +82,9 @@ class GCG(Edits):
         ranking = -gradient
         if self.logit_weight:
             log_probs = guide.position_log_probs(rows, positions)
-            ranking = self.logit_weight * log_probs - standardised(gradient, guide.allowed)
+            ranking = self.logit_weight * log_probs + guide.wanted(gradient)
         elif self.distance_weight:
-            ranking = -standardised(gradient, guide.allowed)
+            ranking = guide.wanted(gradient)
         if self.distance_weight:
             table, radius = guide.vocabulary.embedding, guide.radius
             present = [row[position] for row, position in zip(rows, positions, strict=True)]
