@@ -34,6 +34,9 @@ def taken(page: Any, folder: Path, name: str) -> None:
     for width, height in WIDTHS.items():
         page.set_viewport_size({"width": width, "height": height})
         page.wait_for_timeout(500)  # plots are drawn anew
+        height = page.evaluate("document.documentElement.scrollHeight")
+        page.set_viewport_size({"width": width, "height": height})  # a frame is drawn where seen
+        page.wait_for_timeout(500)
         image = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
         path = folder / f"{name}-{width}.png"
         image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -46,7 +49,7 @@ def search(page: Any) -> bytes:
     page.locator("button:visible", has_text="Search").click()
     page.locator("iframe.report:visible").wait_for(timeout=120_000)
     with page.expect_download() as coming:
-        page.locator("a[download]:visible", has_text="zip").first.click()
+        page.locator("a[download$='.zip']:visible").first.click()
     return Path(coming.value.path()).read_bytes()
 
 

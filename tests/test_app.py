@@ -90,7 +90,7 @@ def test_other_goals(searching: Searching, tmp_path: Path, clip: fuse.CLIP) -> N
 def test_a_text_is_taken_as_it_is_typed(text: str) -> None:
     (override,) = prepared([f"label={quoted(text)}"])
     (typed,) = shlex.split(as_typed(override))
-    assert compose([override.removeprefix("++"), "image=null"])["label"] == text
+    assert compose([f"label={quoted(text)}", "image=null"])["label"] == text
     assert prepared([typed]) == [override]
 
 

@@ -74,8 +74,9 @@ def give_picture(page: Any, path: str) -> None:
 
 
 def prompt_of(page: Any) -> str:
+    """Return the text that is shown; in another line stands the field's name."""
     found = page.locator(".prompt:visible")
-    return found.first.inner_text().removeprefix("prompt").strip() if found.count() else ""
+    return "".join(found.first.inner_text().splitlines()[1:]).strip() if found.count() else ""
 
 
 def until(condition: Callable[[], Any], page: Any, seconds: float = 60.0) -> Any:
@@ -90,7 +91,7 @@ def until(condition: Callable[[], Any], page: Any, seconds: float = 60.0) -> Any
 def download(page: Any, folder: Path) -> zipfile.ZipFile:
     """Save the run folder that the page offers."""
     with page.expect_download() as coming:
-        page.locator("a[download]:visible", has_text="zip").first.click()
+        page.locator("a[download$='.zip']:visible").first.click()
     coming.value.save_as(folder / "run.zip")
     return zipfile.ZipFile(folder / "run.zip")
 

@@ -88,7 +88,7 @@ class Page:
             with gr.Tab("Caption a picture"):
                 with gr.Row():
                     file = gr.File(label="picture", type="filepath", height=140, scale=3)
-                    seen = gr.HTML(visible=False)
+                    seen = gr.HTML(visible=False, elem_classes="preview")
                 file.change(_preview, file, seen, api_name=False, show_progress="hidden")
                 examples = [[here(f"images/{name}.png")] for name in PICTURES]
                 gr.Examples(examples, [file], cache_examples=False)
@@ -173,7 +173,7 @@ def _inspect_tab() -> None:
 
     question = gr.Radio(list(QUESTIONS), value="tokens", label="question")
     text = gr.Textbox(
-        label="text; for `similar` and `adapter` several, one a line", lines=2, max_length=MAX_TEXT
+        label="text (similar, adapter: several, one a line)", lines=2, max_length=MAX_TEXT
     )
     examples = [["tokens", "A red house"], ["similar", "a dog\na cat\na red house"]]
     gr.Examples(examples, [question, text], cache_examples=False)

@@ -13,6 +13,8 @@ from fuse.app.web.searching import Progress
 
 CSS = """
 .report { width: 100%; height: 40rem; border: 0; border-radius: 6px; }
+.preview img { max-height: 140px; }
+.prompt .label { display: none; } /* the colour tells what is new */
 .answer { overflow-x: auto; }
 .answer td, .answer th { text-align: left; padding: .2rem .8rem .2rem 0; }
 """
