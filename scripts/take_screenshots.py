@@ -26,7 +26,7 @@ from fuse.app.web.page import launch  # noqa: E402
 
 WIDTHS = {1280: 900, 400: 800}
 """Of the window, and its height."""
-COLOURS = 64
+COLOURS = 160
 
 
 def taken(page: Any, folder: Path, name: str) -> None:

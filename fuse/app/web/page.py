@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -90,7 +91,8 @@ class Page:
                     file = gr.File(label="picture", type="filepath", height=140, scale=3)
                     seen = gr.HTML(visible=False, elem_classes="preview")
                 file.change(_preview, file, seen, api_name=False, show_progress="hidden")
-                examples = [[here(f"images/{name}.png")] for name in PICTURES]
+                paths = [here(f"images/{name}.png") for name in PICTURES]
+                examples = [[path] for path in paths if Path(path).is_file()]
                 gr.Examples(examples, [file], cache_examples=False)
                 self._search_tab(CAPTION, {"file": file}, "autodan")
             with gr.Tab("Invert an embedding"):
@@ -175,8 +177,7 @@ def _inspect_tab() -> None:
     text = gr.Textbox(
         label="text (similar, adapter: several, one a line)", lines=2, max_length=MAX_TEXT
     )
-    examples = [["tokens", "A red house"], ["similar", "a dog\na cat\na red house"]]
-    gr.Examples(examples, [question, text], cache_examples=False)
+    gr.Examples([["A red house"], ["a dog\na cat\na red house"]], [text], cache_examples=False)
     gr.Button("Ask", variant="primary").click(
         ask, [question, text], gr.HTML(), api_name="inspect", concurrency_limit=1
     )

@@ -16,7 +16,8 @@ CSS = """
 .preview img { max-height: 140px; }
 .prompt .label { display: none; } /* the colour tells what is new */
 .answer { overflow-x: auto; }
-.answer td, .answer th { text-align: left; padding: .2rem .8rem .2rem 0; }
+.answer td, .answer th { text-align: left; padding: .2rem .8rem .2rem 0 !important;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 """
 
 
