@@ -8,6 +8,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -64,6 +65,16 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     """Return the trace of a run, but for its times."""
     lines = (folder / "trace.jsonl").read_text().splitlines()
     return [{**json.loads(line), "seconds": None} for line in lines]
+
+
+def test_two_searches_in_turn_are_those_alone(searching: Searching) -> None:
+    both = [wanted(method=method, seconds=3.0) for method in ("autodan", "random")]
+    alone = [list(searching.search(one, StopRequest()))[-1].steps for one in both]
+    in_turn = list(zip_longest(*(searching.search(one, StopRequest()) for one in both)))
+    for number, steps in enumerate(alone):
+        last = [progress[number] for progress in in_turn if progress[number]][-1]
+        common = min(len(steps), len(last.steps))  # the clock ends one of them
+        assert common > 1 and last.steps[:common] == steps[:common]
 
 
 def test_a_stop_ends_it_after_its_step(searching: Searching) -> None:
