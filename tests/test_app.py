@@ -8,7 +8,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -68,13 +68,13 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_two_searches_in_turn_are_those_alone(searching: Searching) -> None:
-    both = [wanted(method=method, seconds=3.0) for method in ("autodan", "random")]
-    alone = [list(searching.search(one, StopRequest()))[-1].steps for one in both]
-    in_turn = list(zip_longest(*(searching.search(one, StopRequest()) for one in both)))
-    for number, steps in enumerate(alone):
-        last = [progress[number] for progress in in_turn if progress[number]][-1]
-        common = min(len(steps), len(last.steps))  # the clock ends one of them
-        assert common > 1 and last.steps[:common] == steps[:common]
+    both = [wanted(method=method, seconds=MAX_SECONDS) for method in ("autodan", "gcg")]
+    alone = []
+    for one in both:
+        alone.append([found.steps for found in islice(searching.search(one, StopRequest()), 3)])
+    in_turn = islice(zip(*(searching.search(one, StopRequest()) for one in both), strict=False), 3)
+    steps = [[found.steps for found in pair] for pair in in_turn]
+    assert len(steps) == 3 and steps == [list(pair) for pair in zip(*alone, strict=True)]
 
 
 def test_a_stop_ends_it_after_its_step(searching: Searching) -> None:

@@ -104,7 +104,8 @@ def test_the_numbers_of_the_page_are_the_losses_without_each_token(run: Path) ->
     assert record.config is not None
     objective = build(record.config).objective
     ids = tuple(record.result["free_ids"])
-    total, _ = objective.evaluate_text(record.result["prompt"])
+    (whole,) = objective.vocabulary.decode([ids])
+    total, _ = objective.evaluate_text(whole)
     cell = '<td class="num">(-?[0-9.]+)</td>'
     found = re.findall(f'<span class="part">[^<]*</span></td>{cell}{cell}', html)
     assert [int(token) for token, _ in found] == list(ids)
