@@ -67,6 +67,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [{**json.loads(line), "seconds": None} for line in lines]
 
 
+@pytest.mark.full
 def test_two_searches_in_turn_are_those_alone(searching: Searching) -> None:
     both = [wanted(method=method, seconds=MAX_SECONDS) for method in ("autodan", "gcg")]
     alone = []
