@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from runs import Row, arguments, build_run, show
 
-from fuse.app.live import REFRESHES_A_SECOND, SearchView, _together
+from fuse.app.live import REFRESHES_A_SECOND, SearchView, together
 from fuse.app.report.write import write_page
 from fuse.app.run import Job, report
 from fuse.app.run_folder import RESULT, RunFolder
@@ -44,7 +44,7 @@ def main() -> None:
     view = SearchView("", search.most_steps)
     step = sum(seconds_of(lambda one=one: view(one)) for one in trace) / len(trace)
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
-    frame = seconds_of(lambda: terminal.print(_together([view])))
+    frame = seconds_of(lambda: terminal.print(together([view])))
     whole = REFRESHES_A_SECOND * frame + len(trace) * step / state.seconds
     rows: list[Row] = [{"what": "live view", "seconds": whole * state.seconds, "share": whole}]
     with tempfile.TemporaryDirectory() as path:

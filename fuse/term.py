@@ -27,7 +27,8 @@ class Term:
         model: the network and its vocabulary.
         loss: what is minimised.
         weight: the factor of the loss in the sum.
-        prefix, suffix: fixed text around the prompt.
+        prefix: fixed text before the prompt.
+        suffix: that after it.
         start: the special tokens before all: "auto", what the tokenizer itself puts before a text,
             once where the prefix begins with it; "none"; or a text that spells them. Where the
             prompt's own likelihood is read, and nothing else stands before it, "auto" is BOS.

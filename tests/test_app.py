@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from threading import Event
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import numpy
 import pytest
+from command_line import find_prompt
 from conftest import ROOT
 
-from fuse.app.web.searching import GOALS, MAX_SECONDS, MAX_TEXT, Searching, Wanted
+import fuse
+from fuse.app.config import compose
+from fuse.app.interrupt import StopRequest
+from fuse.app.overrides import as_typed, prepared
+from fuse.app.web.asking import QUESTIONS, answer
+from fuse.app.web.searching import CAPTION, ELICIT, INVERT, MAX_SECONDS, Searching, Wanted
+from fuse.app.web.texts import MAX_TEXT, quoted
 from fuse.errors import FuseError
 
 HOUSE = str(ROOT / "images/house.png")
@@ -27,36 +37,73 @@ def searching(tmp_path_factory: pytest.TempPathFactory) -> Searching:
     return Searching(tmp_path_factory.mktemp("page"))
 
 
-def wanted(goal: str = GOALS[0], text: str = "", **other: Any) -> Wanted:
-    options = {"method": "autodan", "strategy": "greedy", "weight": 10.0, "seconds": 30.0}
-    return Wanted(goal=goal, text=text, **{"picture": HOUSE, **options, **other})
+def wanted(goal: str = CAPTION, text: str = "", **other: Any) -> Wanted:
+    options = {"method": "autodan", "strategy": "greedy", "file": HOUSE}
+    return Wanted(goal=goal, text=text, **{**options, **other})
 
 
-def test_a_picture_is_captioned_step_by_step(searching: Searching, tmp_path: Path) -> None:
-    found = list(searching.search(wanted(strategy="beam"), Event()))
-    assert len(found) > 5 and [one.archive for one in found[:-1]] == [None] * (len(found) - 1)
-    assert found[-1].archive is not None
-    shutil.unpack_archive(found[-1].archive, tmp_path)
-    result = json.loads((tmp_path / "result.json").read_text())
+def test_a_run_of_the_page_is_that_of_the_command(searching: Searching, tmp_path: Path) -> None:
+    found = 0
+    for progress in searching.search(wanted(strategy="beam"), StopRequest()):
+        found += 1
+        if progress.archive is not None:  # it is gone afterwards
+            shutil.unpack_archive(progress.archive, tmp_path / "page")
+            assert progress.report is not None and "What each token is worth" in progress.report
+    assert found > 5 and not list(searching.place.iterdir())
+    result = json.loads((tmp_path / "page/result.json").read_text())
     assert "house" in result["prompt"] and result["status"] == "done"
-    names = {"config.json", "report.html", "result.json", "trace.jsonl"}
-    assert set(zipfile.ZipFile(found[-1].archive).namelist()) == names
-    assert f"image={HOUSE}" in result["command"]
+    _, _, *typed = shlex.split(result["command"])
+    done = find_prompt(*typed, f"hydra.run.dir={tmp_path}/command")
+    assert done.returncode == 0, done.stderr
+    assert steps_of(tmp_path / "page") == steps_of(tmp_path / "command")
+    names = {path.name for path in (tmp_path / "page").iterdir()}
+    left = {path.name for path in (tmp_path / "command").iterdir()}
+    assert names == left - {".lock", ".hydra", "find_prompt.log"}
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the trace of a run, but for its times."""
+    lines = (folder / "trace.jsonl").read_text().splitlines()
+    return [{**json.loads(line), "seconds": None} for line in lines]
+
+
+@pytest.mark.full
+def test_two_searches_in_turn_are_those_alone(searching: Searching) -> None:
+    both = [wanted(method=method, seconds=MAX_SECONDS) for method in ("autodan", "gcg")]
+    alone = []
+    for one in both:
+        alone.append([found.steps for found in islice(searching.search(one, StopRequest()), 3)])
+    in_turn = islice(zip(*(searching.search(one, StopRequest()) for one in both), strict=False), 3)
+    steps = [[found.steps for found in pair] for pair in in_turn]
+    assert len(steps) == 3 and steps == [list(pair) for pair in zip(*alone, strict=True)]
 
 
 def test_a_stop_ends_it_after_its_step(searching: Searching) -> None:
-    stop = Event()
+    stop = StopRequest()
     archives = []
     for progress in searching.search(wanted(), stop):
         archives.append(progress.archive)
-        stop.set()
+        stop.signal = signal.SIGINT
     assert len(archives) == 2 and archives[0] is None and archives[1] is not None
 
 
-def test_other_goals(searching: Searching) -> None:
-    for goal, text in ((GOALS[1], "a boat by the sea"), (GOALS[2], "in the snow.")):
-        steps = list(searching.search(wanted(goal, text, seconds=1.0), Event()))
-        assert steps[-1].archive is not None
+def test_other_goals(searching: Searching, tmp_path: Path, clip: fuse.CLIP) -> None:
+    numpy.save(tmp_path / "v.npy", clip.embed_texts(["a blue boat"])[0].float().numpy())
+    for one in (
+        wanted(INVERT, "a boat by the sea", file=None, seconds=1.0),
+        wanted(INVERT, file=str(tmp_path / "v.npy"), seconds=1.0),
+        wanted(ELICIT, "in the snow.", seconds=1.0),
+    ):
+        *_, last = searching.search(one, StopRequest())
+        assert last.archive is not None
+
+
+@pytest.mark.parametrize("text", ["null", "[a,b]", 'so "it" is', "a\\b", 'a\\"b', "$x, {y}", "'a'"])
+def test_a_text_is_taken_as_it_is_typed(text: str) -> None:
+    (override,) = prepared([f"label={quoted(text)}"])
+    (typed,) = shlex.split(as_typed(override))
+    assert compose([f"label={quoted(text)}", "image=null"])["label"] == text
+    assert prepared([typed]) == [override]
 
 
 def test_what_is_asked_for_is_bounded(searching: Searching, tmp_path: Path) -> None:
@@ -64,14 +111,29 @@ def test_what_is_asked_for_is_bounded(searching: Searching, tmp_path: Path) -> N
     text = tmp_path / "a.png"
     text.write_text("no picture")
     for one, message in (
-        (wanted(picture=str(text)), "not a picture"),
-        (wanted(picture=None), "none was given"),
-        (wanted(GOALS[2], ""), "expected 1 to"),
-        (wanted(GOALS[2], "a" * (MAX_TEXT + 1)), "expected 1 to"),
+        (wanted(file=str(text)), "not a picture"),
+        (wanted(file=None), "none was given"),
+        (wanted(file="https://a.b/c.png"), "not there"),
+        (wanted(fluency=float("nan")), "primary.weight=nan: expected a number"),
+        (wanted(seconds=float("nan")), "time_limit=nan: expected a number"),
+        (wanted(seed=-1), "seed=-1: expected"),
+        (wanted(INVERT, file=str(text)), "target_vector"),
+        (wanted(ELICIT, ""), "expected 1 to"),
+        (wanted(ELICIT, "a" * (MAX_TEXT + 1)), "expected 1 to"),
         (wanted(method="pez", strategy="beam"), "pez"),
     ):
         with pytest.raises(FuseError, match=message):
-            list(searching.search(one, Event()))
+            list(searching.search(one, StopRequest()))
+    assert not list(searching.place.iterdir())
+
+
+def test_questions_are_answered() -> None:
+    for question in QUESTIONS:
+        views = answer(question, "a house\n--model nowhere")
+        assert views and all(view.rows for view in views)
+    for question, text in (("nothing", "a"), ("tokens", " "), ("similar", "a\n" * 30)):
+        with pytest.raises(FuseError, match="expected"):
+            answer(question, text)
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +152,13 @@ def test_two_visitors_at_once_both_finish(address: str) -> None:
     jobs = []
     for _ in range(2):
         client = Client(address, verbose=False)
-        arguments = GOALS[0], handle_file(HOUSE), "", "autodan", "greedy", 10.0, 30.0
-        jobs.append(client.submit(*arguments, api_name="/find"))
+        arguments = handle_file(HOUSE), "autodan", "none", "greedy", 1.0, 10.0, 30.0, 0
+        jobs.append(client.submit(*arguments, api_name="/caption"))
     prompts = set()
     for job in jobs:
-        prompt, losses, _, archive = job.result(timeout=300)
-        prompts.add("".join(part["token"] for part in prompt))
-        assert "demo_clip" in losses and zipfile.is_zipfile(archive)
+        prompt, losses, _, archive = job.result(timeout=300)[:4]
+        prompts.add("".join(part["token"] for part in prompt["value"]))
+        assert "demo_clip" in losses and zipfile.is_zipfile(archive["value"])
         assert len(job.outputs()) > 3  # it was seen while it grew
     assert len(prompts) == 1 and "" not in prompts
 
@@ -108,9 +170,8 @@ def test_a_mistake_is_told(address: str, tmp_path: Path) -> None:
     text.write_text("no picture")
     client = Client(address, verbose=False)
     with pytest.raises(Exception, match="not a picture"):
-        client.predict(
-            GOALS[0], handle_file(str(text)), "", "autodan", "auto", 1.0, 5.0, api_name="/find"
-        )
+        arguments = handle_file(str(text)), "autodan", "none", "auto", 1.0, 10.0, 5.0, 0
+        client.predict(*arguments, api_name="/caption")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def step(number: int, prompt: str, loss: float) -> Step:
 def rendered(view: live.SearchView) -> str:
     """Return what a terminal gets."""
     console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system="standard")
-    console.print(live._together([view]))
+    console.print(live.together([view]))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

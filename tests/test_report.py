@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from html.parser import HTMLParser
@@ -96,6 +97,21 @@ def test_a_tokens_worth_is_the_loss_without_it() -> None:
     assert contributions(objective, ids[:1]) == [{}]
     for parts in readings(objective, text).values():
         assert "".join(parts) == text
+
+
+def test_the_numbers_of_the_page_are_the_losses_without_each_token(run: Path) -> None:
+    record, html = read_run(run), (run / "report.html").read_text(encoding="utf-8")
+    assert record.config is not None
+    objective = build(record.config).objective
+    ids = tuple(record.result["free_ids"])
+    (whole,) = objective.vocabulary.decode([ids])
+    total, _ = objective.evaluate_text(whole)
+    cell = '<td class="num">(-?[0-9.]+)</td>'
+    found = re.findall(f'<span class="part">[^<]*</span></td>{cell}{cell}', html)
+    assert [int(token) for token, _ in found] == list(ids)
+    for i, (_, change) in enumerate(found):
+        (without,) = objective.vocabulary.decode([ids[:i] + ids[i + 1 :]])
+        assert float(change) == pytest.approx(objective.evaluate_text(without)[0] - total, abs=2e-4)
 
 
 def test_all_text_is_escaped(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ class Adapter(ABC):
         """Report how far the adapter can be trusted.
 
         Args:
-            texts, generator, candidates, point: as `measure` takes them.
+            texts: as `measure` takes them, and so `generator`, `candidates` and `point`.
             words: those of a corpus, of which the covered share is reported.
         """
         tokens = self.source.allowed.nonzero().flatten().tolist()

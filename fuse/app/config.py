@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -20,6 +21,8 @@ from fuse.app.shard import folder_of_run
 from fuse.errors import FuseError, one_of
 from fuse.options import shown
 
+_hydra = Lock()
+"""Hydra composes one configuration at a time."""
 COMPLAINTS = (HydraException, OmegaConfBaseException)
 """What Hydra and OmegaConf raise about a configuration."""
 
@@ -45,7 +48,7 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
         FuseError: with one line for each mistake.
     """
     register_resolvers()
-    with initialize_config_dir(str(places.CONF), version_base=None):
+    with _hydra, initialize_config_dir(str(places.CONF), version_base=None):
         return checked(hydra_compose("config", prepared(overrides)))
 
 

@@ -130,7 +130,7 @@ def shown(
     elif errors.is_terminal:
         views = {name: SearchView(name, count) for name, count in steps.items()}
         live = Live(
-            get_renderable=lambda: _together(list(views.values()), line() if line else ""),
+            get_renderable=lambda: together(list(views.values()), line() if line else ""),
             console=errors,
             refresh_per_second=REFRESHES_A_SECOND,
         )
@@ -148,7 +148,7 @@ def shown(
                 view.show()
 
 
-def _together(views: list[SearchView], line: str = "") -> Group:
+def together(views: list[SearchView], line: str = "") -> Group:
     """Return the searches one below the other, each with its prompt in a line of its own, and one
     more line.
     """

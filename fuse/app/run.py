@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fuse.app.build import weights_of
+from fuse.app.hints import Config
 from fuse.app.interrupt import StopRequest
-from fuse.app.run_folder import CHECKPOINT, RESULT, Report, RunFolder
+from fuse.app.run_folder import CHECKPOINT, RESULT, Report, RunFolder, anchored, limits_of
 from fuse.app.versions import versions
 from fuse.errors import FuseError
 from fuse.search import checkpoint
@@ -118,6 +120,11 @@ class Run:
 
     def go(self, stop: StopRequest) -> None:
         """Search until all have ended, or a stop is asked for; then write the results."""
+        for _ in self.rounds(stop):
+            pass
+
+    def rounds(self, stop: StopRequest) -> Iterator[None]:
+        """Do what `go` does, and yield after every step that all have made."""
         self._checkpoint()
         self._report_running()
         while self.searches.active and not stop.signal:
@@ -127,6 +134,7 @@ class Run:
             self._append(before)
             self._checkpoint()
             self._report_running()
+            yield
         self._write_checkpoint()
         self._finish()
 
@@ -203,6 +211,24 @@ class Run:
             job.folder.write_json(
                 RESULT, {**before, "status": "failed", "reason": reason, **job.facts}
             )
+
+
+def facts_of(config: Config, search: Search, command: str, setup_seconds: float) -> Report:
+    """Return what the report of a run holds beside the result.
+
+    Args:
+        command: the command line that repeats it.
+    """
+    return {
+        "item": config["item"],
+        "setup_seconds": setup_seconds,
+        "seed": config["seed"],
+        "image": anchored(config["image"], "image"),
+        "method": config["method"]["name"],
+        "models": weights_of(config, search.objective),
+        "limits": limits_of(config),
+        "command": command,
+    }
 
 
 def report(result: Result, job: Job, status: str) -> Report:

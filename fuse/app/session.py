@@ -305,25 +305,16 @@ class Session:
         Args:
             whole: the configuration of the run.
         """
-        from fuse.app.build import build, weights_of
+        from fuse.app.build import build
         from fuse.app.reach import reaching
-        from fuse.app.run import Job
+        from fuse.app.run import Job, facts_of
 
         began = time.perf_counter()
         with reaching(config):
             shown = (iter, iter) if config["quiet"] else (console.fitting, console.reading)
             search = build(config, shown[0], self._models, shown[1])
-        facts = {
-            "item": config["item"],
-            "setup_seconds": time.perf_counter() - began,
-            "seed": config["seed"],
-            "image": anchored(config["image"], "image"),
-            "method": config["method"]["name"],
-            "models": weights_of(config, search.objective),
-            "limits": limits_of(config),
-            "command": self._command(config, whole),
-        }
-        return Job(search, folder, facts)
+        command, seconds = self._command(config, whole), time.perf_counter() - began
+        return Job(search, folder, facts_of(config, search, command, seconds))
 
     def _command(self, config: Config, whole: Config) -> str:
         """Return the command line that repeats the search of an item alone, or the whole run where

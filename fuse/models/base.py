@@ -47,7 +47,8 @@ class Model(ABC):
         tokenizer: a fast tokenizer of transformers.
         embedding_layer: the part of the network that looks token ids up.
         max_length: how many tokens the network reads at most, special tokens included.
-        head, tail: the special tokens before and after a text; None for the tokenizer's own.
+        head: the special tokens before a text; None for the tokenizer's own.
+        tail: those after it.
     """
 
     goal: ClassVar[str] = "fluency"

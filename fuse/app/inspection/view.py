@@ -43,11 +43,12 @@ def show(views: Sequence[View]) -> None:
         for name in view.rows[0] if view.rows else ():
             table.add_column(Text(name), overflow="fold")
         for row in view.rows:
-            table.add_row(*(Text(_cell(value)) for value in row.values()))
+            table.add_row(*(Text(cell(value)) for value in row.values()))
         console.output.print(table)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Return a value as a table shows it."""
     if value is None:
         return ""
     return f"{value:.4f}" if isinstance(value, float) else console.clipped(str(value))

@@ -1,31 +1,45 @@
-"""The page itself, by Gradio: inputs, the prompt as it grows, the run folder at the end."""
+"""The page itself, by Gradio: a tab for each goal, the prompt as it grows, what the run leaves."""
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator
-from threading import Event
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
+from markupsafe import Markup
 
-from fuse.app.changes import changed_parts
+from fuse.app.interrupt import StopRequest
 from fuse.app.places import here
+from fuse.app.web.asking import QUESTIONS, answer, as_html
+from fuse.app.web.panel import CSS, Panel
 from fuse.app.web.searching import (
-    GOALS,
-    MAX_PICTURE_BYTES,
+    CAPTION,
+    ELICIT,
+    INVERT,
+    MAX_FILE_BYTES,
     MAX_SECONDS,
-    Progress,
     Searching,
     Wanted,
+    picture_of,
 )
+from fuse.app.web.texts import MAX_TEXT
 from fuse.errors import FuseError
-from fuse.registry import METHODS
+from fuse.registry import METHODS, STRATEGIES
 
-STRATEGIES = ("auto", "greedy", "beam", "uniform_cost", "anneal", "pareto")
-EXAMPLES = ("house", "boat", "cat")
+NONE = "none"
+"""In place of a second method."""
+PICTURES = ("house", "boat", "cat")
 MAX_WAITING = 20
 """Visitors that wait for their turn, at most."""
+SECONDS_BETWEEN = 0.2
+"""Of two looks at a search that go to the browser."""
+Shown = tuple[Any, ...]
 
 
 class Page:
@@ -37,100 +51,146 @@ class Page:
 
     def __init__(self, searching: Searching) -> None:
         self._searching = searching
-        self._stops: dict[str, Event] = {}
+        self._stops: dict[str, StopRequest] = {}
         """What ends each visitor's search, by the visitor's session."""
 
-    def find(
-        self,
-        goal: str,
-        picture: str | None,
-        text: str,
-        method: str,
-        strategy: str,
-        weight: float,
-        seconds: float,
-        request: gr.Request,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Search, and yield what is shown after every step.
+    def find(self, wanted: Wanted, other: str, session: str) -> Iterator[Shown]:
+        """Search, with a second method beside the first where one is named, and yield what both
+        panels show.
 
         Raises:
             gr.Error: with what a visitor can mend.
         """
-        stop = self._stops[str(request.session_hash)] = Event()
-        wanted = Wanted(goal, picture, text, method, strategy, weight, seconds)
-        before = ""
-        yield [], "reading the models", None, None
+        stop = self._stops[session] = StopRequest()
+        both = [wanted] if other == NONE else [wanted, replace(wanted, method=other)]
+        panels, looked = [Panel(), Panel()], 0.0
+        yield *panels[0].values("reading the models"), *panels[1].values()
         try:
-            for progress in self._searching.search(wanted, stop):
-                prompt = progress.view.prompt.plain.strip()
-                yield shown(progress, before)
-                before = prompt
-        except FuseError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            with told():
+                for found in zip_longest(*(self._searching.search(one, stop) for one in both)):
+                    for panel, progress in zip(panels, found, strict=False):
+                        panel.take(progress)
+                    ends = any(progress and progress.archive for progress in found)
+                    if ends or time.monotonic() - looked > SECONDS_BETWEEN:
+                        looked = time.monotonic()
+                        yield *panels[0].values(), *panels[1].values()
         finally:
-            self._stops.pop(str(request.session_hash), None)
+            self._stops.pop(session, None)
 
     def stop(self, request: gr.Request) -> None:
         """End the visitor's own search after its step."""
         if str(request.session_hash) in self._stops:
-            self._stops[str(request.session_hash)].set()
+            self._stops[str(request.session_hash)].signal = signal.SIGINT
 
     def blocks(self) -> gr.Blocks:
         """Return the page."""
-        with gr.Blocks(title="FUSE", analytics_enabled=False) as blocks:
+        with gr.Blocks(title="FUSE", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.Markdown("# FUSE\nFind text by search, scored by several models.")
-            with gr.Row():
-                with gr.Column():
-                    inputs = _inputs()
-                    start, stop = gr.Button("Search", variant="primary"), gr.Button("Stop")
-                with gr.Column():
-                    outputs = [
-                        gr.HighlightedText(
-                            label="prompt", show_legend=False, color_map={"new": "green"}
-                        ),
-                        gr.Textbox(label="losses", interactive=False),
-                        gr.LinePlot(x="step", y="loss", title="best loss", height=220),
-                        gr.File(label="the run folder", interactive=False),
-                    ]
-            start.click(self.find, inputs, outputs, api_name="find", concurrency_limit=1)
-            stop.click(self.stop, None, None, api_name="stop", queue=False)
+            with gr.Tab("Caption a picture"):
+                with gr.Row():
+                    file = gr.File(label="picture", type="filepath", height=140, scale=3)
+                    seen = gr.HTML(visible=False, elem_classes="preview")
+                file.change(_preview, file, seen, api_name=False, show_progress="hidden")
+                paths = [here(f"images/{name}.png") for name in PICTURES]
+                examples = [[path] for path in paths if Path(path).is_file()]
+                gr.Examples(examples, [file], cache_examples=False)
+                self._search_tab(CAPTION, {"file": file}, "autodan")
+            with gr.Tab("Invert an embedding"):
+                text = gr.Textbox(label="a text of the meaning", max_length=MAX_TEXT)
+                note = "or an embedding of the demo CLIP: .json, .npy or .safetensors"
+                file = gr.File(label=note, type="filepath", height=140)
+                gr.Examples([["a boat by the sea"]], [text], cache_examples=False)
+                self._search_tab(INVERT, {"text": text, "file": file}, "autodan")
+            with gr.Tab("Elicit a text"):
+                text = gr.Textbox(label="text that the model is to say", max_length=MAX_TEXT)
+                gr.Examples([["in the snow."]], [text], cache_examples=False)
+                self._search_tab(ELICIT, {"text": text}, "gcg")
+            with gr.Tab("Inspect"):
+                _inspect_tab()
+            blocks.unload(self.stop)
         return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
+    def _search_tab(self, goal: str, sources: dict[str, Any], method: str) -> None:
+        """Add what all searches have.
 
-def shown(progress: Progress, before: str) -> tuple[Any, ...]:
-    """Return what the outputs show of a search."""
-    view = progress.view
-    prompt = view.prompt.plain.strip()
-    parts = [(part, "new" if new else None) for part, new in changed_parts(before, prompt)]
-    losses = f"{view.progress}, {view.losses}, {view.speed}"
-    curve = pd.DataFrame(progress.steps, columns=["step", "loss"])
-    return parts, losses, curve, progress.archive
+        Args:
+            sources: the inputs that say what is sought, by the fields of `Wanted`.
+            method: the one that is chosen at first.
+        """
+        names = [name for name in METHODS if name != "caption" or goal == CAPTION]
+        fields = dict(sources)
+        with gr.Row():
+            fields["method"] = gr.Dropdown(names, value=method, label="method")
+            other = fields["other"] = gr.Dropdown([NONE, *names], value=NONE, label="compare with")
+            plans = ["auto", "greedy", *STRATEGIES]
+            fields["strategy"] = gr.Dropdown(plans, value="auto", label="strategy")
+        with gr.Row():
+            own = 0.0 if goal == ELICIT else 1.0
+            fields["fluency"] = gr.Slider(0, 10, own, label="weight of fluency")
+            if goal != ELICIT:
+                fields["match"] = gr.Slider(0, 50, 10, label="weight of the match")
+            fields["seconds"] = gr.Slider(1, MAX_SECONDS, 30, step=1, label="seconds at most")
+            fields["seed"] = gr.Number(0, label="seed", precision=0, minimum=0)
+        with gr.Row():
+            start, stop = gr.Button("Search", variant="primary"), gr.Button("Stop")
+        with gr.Row():
+            outputs = Panel.outputs()
+            with gr.Column(visible=False) as second:
+                outputs += Panel.outputs()
+
+        def find(request: gr.Request, *values: Any) -> Iterator[Shown]:
+            given = dict(zip(fields, values, strict=True))
+            other = given.pop("other")
+            yield from self.find(Wanted(goal, **given), other, str(request.session_hash))
+
+        other.change(lambda name: gr.Column(visible=name != NONE), other, second, api_name=False)
+        queue = {"concurrency_limit": 1, "concurrency_id": "search"}
+        start.click(find, list(fields.values()), outputs, api_name=goal, **queue)
+        stop.click(self.stop, None, None, api_name=f"stop_{goal}", queue=False)
 
 
-def _inputs() -> list[Any]:
-    goal = gr.Radio(GOALS, value=GOALS[0], label="what is sought")
-    picture = gr.File(label="picture", type="filepath")
-    gr.Examples(
-        [[here(f"images/{name}.png")] for name in EXAMPLES], [picture], cache_examples=False
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell the visitor what he can mend."""
+    try:
+        yield
+    except FuseError as error:
+        raise gr.Error(str(error), print_exception=False, duration=None) from error
+
+
+def _preview(path: str | None) -> gr.HTML:
+    """Return what is shown of a picture as soon as it is given."""
+    with told():
+        found = picture_of(path) if path else None
+    image = Markup('<img src="{}" alt="your picture">').format(found)
+    return gr.HTML(image, visible=found is not None)
+
+
+def _inspect_tab() -> None:
+    """Add questions to the embedded models."""
+
+    def ask(question: str, text: str) -> str:
+        with told():
+            return as_html(answer(question, text))
+
+    question = gr.Radio(list(QUESTIONS), value="tokens", label="question")
+    text = gr.Textbox(
+        label="text (similar, adapter: several, one a line)", lines=2, max_length=MAX_TEXT
     )
-    text = gr.Textbox(label="meaning, or text to be said", max_length=500)
-    with gr.Row():
-        method = gr.Dropdown(
-            [name for name in METHODS if name != "embedding"], value="autodan", label="method"
-        )
-        strategy = gr.Dropdown(STRATEGIES, value="auto", label="strategy")
-    weight = gr.Slider(0.0, 50.0, value=10.0, label="weight of the picture or meaning")
-    seconds = gr.Slider(1, MAX_SECONDS, value=30, step=1, label="seconds at most")
-    return [goal, picture, text, method, strategy, weight, seconds]
+    gr.Examples([["A red house"], ["a dog\na cat\na red house"]], [text], cache_examples=False)
+    gr.Button("Ask", variant="primary").click(
+        ask, [question, text], gr.HTML(), api_name="inspect", concurrency_limit=1
+    )
 
 
 def launch(searching: Searching | None = None, **options: Any) -> gr.Blocks:
-    """Open the page, and return it; nothing but its own files is served."""
-    searching = searching or Searching()
-    page = Page(searching).blocks()
+    """Open the page, and return it. No font or script of another host is asked for."""
+    page = Page(searching or Searching()).blocks()
     page.launch(
-        max_file_size=MAX_PICTURE_BYTES,
-        allowed_paths=[str(searching.place)],
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        css=CSS,
+        max_file_size=MAX_FILE_BYTES,
+        footer_links=["api", "gradio", "settings"],
         show_error=True,
         **options,
     )
