@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from fuse.models.quantization import stored_as
 from fuse.objective import PRIMARY, Objective
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
 from fuse.retrieval import retrieve
+from fuse.search.balance import balanced_weights
 from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
 from fuse.search.screening import Probe
@@ -49,6 +50,7 @@ def build(
     progress: Progress = iter,
     models: Models | None = None,
     reading: Progress = iter,
+    weights: Mapping[str, float] | None = None,
 ) -> Search:
     """Return the search that a checked configuration describes.
 
@@ -58,6 +60,7 @@ def build(
         progress: shows how far the fit of an adapter is.
         models: what is in it is not loaded again; what is loaded joins it.
         reading: shows how far the reading of the corpus of init=retrieve is.
+        weights: what weights=auto has chosen before for this run; None to choose them.
 
     Raises:
         FuseError: values that do not go together, or with the models; its message names the key.
@@ -96,7 +99,7 @@ def build(
         length = method.prompt_length or RANDOM_LENGTH
         row = random_prompt(Guide(objective), length, generator)
         init = objective.vocabulary.decode([row])[0]
-    return Search(
+    search = Search(
         objective,
         method,
         strategy,
@@ -106,6 +109,10 @@ def build(
         generator=generator,
         **options,
     )
+    if config["weights"] == "auto":
+        for name, weight in (weights or balanced_weights(search)).items():
+            objective.terms[name].weight = weight
+    return search
 
 
 def _adapter(

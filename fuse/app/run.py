@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from fuse.app.interrupt import StopRequest
 from fuse.app.run_folder import CHECKPOINT, RESULT, Report, RunFolder
 from fuse.app.versions import versions
@@ -214,5 +216,6 @@ def report(result: Result, job: Job, status: str) -> Report:
         **fields,
         **job.facts,
         "strategy": name_of(job.search.first_strategy),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
     }

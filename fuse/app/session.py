@@ -146,6 +146,7 @@ class Session:
             FuseError: an option that cannot be used; a folder that holds another run.
         """
         from fuse.app.run import CheckpointEvery
+        from fuse.app.threads import set_threads
 
         every = CheckpointEvery.parse(config["checkpoint_every"])
         items = items_of(config)
@@ -157,6 +158,7 @@ class Session:
             self._show(console.show_plan, plan_of(config, items.num))
             return
         check_same_run(folder, config)
+        set_threads(config["threads"])
         self._overrides = overrides
         shard = Shard.of_process()
         self._locks = [lock(folder, shared=shard.num > 1)]
@@ -251,6 +253,7 @@ class Session:
     ) -> Run | None:
         """Search side by side, each search with its own folder; None where none could begin."""
         from fuse.app.run import Run
+        from fuse.app.threads import set_quickest
         from fuse.app.trackers import Tracked, all_of
 
         console.quiet_libraries()
@@ -264,6 +267,8 @@ class Session:
                 self.fail(f"{name}: {error}" if named else str(error))
         if not jobs:
             return None
+        if whole["threads"] == "auto":
+            set_quickest(next(iter(jobs.values())).search, folder)
         # Only now, when the options have been of use
         RunFolder(folder, self.problems).write_json(CONFIG, anchored(whole))
         self.resumable = folder if every is not None else None
@@ -312,7 +317,8 @@ class Session:
         began = time.perf_counter()
         with reaching(config):
             shown = (iter, iter) if config["quiet"] else (console.fitting, console.reading)
-            search = build(config, shown[0], self._models, shown[1])
+            former = (folder.result() or {}).get("weights")
+            search = build(config, shown[0], self._models, shown[1], former)
         facts = {
             "item": config["item"],
             "setup_seconds": time.perf_counter() - began,
@@ -320,6 +326,7 @@ class Session:
             "image": anchored(config["image"], "image"),
             "method": config["method"]["name"],
             "models": weights_of(config, search.objective),
+            "weights": {name: term.weight for name, term in search.objective.terms.items()},
             "limits": limits_of(config),
             "command": self._command(config, whole),
         }
