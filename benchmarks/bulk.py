@@ -141,10 +141,11 @@ class Bulk:
         """
         process, before = self.start(run), num_done(run)
         while process.poll() is None and num_done(run) == before:
-            time.sleep(0.05)
+            time.sleep(0.5)
         time.sleep(rng.random() * seconds)
-        while within_write and process.poll() is None and not any(run.glob(".*.*.*")):
-            time.sleep(0.0002)
+        half_written = f".*.{process.pid}"
+        while within_write and process.poll() is None and not any(run.glob(half_written)):
+            time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         return process.wait() != 0
 
@@ -208,6 +209,7 @@ def records(path: Path, pictures: Path) -> list[str]:
     """Return what a file of results holds, as those read it that it is made for."""
     import datasets
 
+    datasets.disable_progress_bars()
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return [json.dumps(one) for one in csv.DictReader(file, strict=True)]

@@ -30,6 +30,7 @@ from fuse.app.run_folder import (
     check_same_run,
     limits_of,
     lock,
+    remove_half_written,
 )
 from fuse.app.shard import Shard
 from fuse.app.sources import SEVERAL, items_of
@@ -164,6 +165,8 @@ class Session:
         self._locks = [lock(folder, shared=shard.num > 1)]
         if shard.num > 1:
             self._locks.append(lock(folder, name=f"{LOCK}.{shard.rank}"))
+        elif self._locks[0] is not None:
+            remove_half_written(folder)
         self._search(items, config, folder, every, shard)
         if self.stop.signal:
             self.say_how_to_resume()
