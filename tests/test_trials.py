@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_line import find_prompt
 
+import fuse
 from fuse.app import threads
 from fuse.app.build import build
 from fuse.app.config import compose
@@ -41,6 +42,19 @@ def trace(folder: Path) -> list[dict]:
 
 def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
+
+
+def test_models_and_adapters_are_loaded_once(models: Models) -> None:
+    """Searches over many pictures hold one copy of each."""
+
+    def term(*overrides: str) -> fuse.Term:
+        search = build(compose([*QUICK, *overrides]), models=models)
+        return search.objective.secondaries["demo_clip"]
+
+    first, second = term(), term("image=images/cat.png")
+    assert first is not second and first.model is second.model
+    assert first.adapter is second.adapter is not None
+    assert term("adapter=lexical").adapter is not first.adapter
 
 
 def test_terms_are_weighed_by_the_spread_of_their_first_losses(models: Models) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -94,7 +94,7 @@ def build(
     for name, term in objective.secondaries.items():
         if term.vocabulary is objective.vocabulary:
             continue  # its gradient is exact
-        term.adapter = _adapter(config, name, term, objective, points, progress)
+        term.adapter = _adapter(config, name, term, objective, points, progress, models)
     if config["init"] == "random":
         length = method.prompt_length or RANDOM_LENGTH
         row = random_prompt(Guide(objective), length, generator)
@@ -122,9 +122,10 @@ def _adapter(
     objective: Objective,
     points: Sequence[str],
     progress: Progress,
+    models: Models,
 ) -> Adapter:
-    """Return the adapter of a secondary, fitted or found on disk, with a warning if it is of little
-    use.
+    """Return the adapter of a secondary, known, fitted or found on disk, with a warning if it is of
+    little use.
     """
     model_ids = [config[PRIMARY]["model_id"], config["secondary"][name]["model_id"]]
     settings = dict(config["adapter"])
@@ -133,20 +134,26 @@ def _adapter(
     del settings["cache_dir"]
     corpus, shared = settings.pop("corpus", None), settings.pop("shared", None)
     primary, secondary = (slug(model_id) for model_id in model_ids)
-    adapter = load_or_fit(
-        kind,
-        objective.vocabulary,
-        term.model,
-        folder=_adapter_folder(config),
-        name=adapter_name(config, name),
-        corpus=corpus,
-        settings=settings,
-        progress=progress,
-        shared=shared,
-        measure=partial(_measured, term),
-        points=points,
-        description={"primary": primary, "secondary": secondary, "about": str(corpus or "")},
-    )
+    # Its models stay in `models`, so that no other one gets their numbers
+    pair = id(objective.vocabulary), id(term.model)
+    where = _adapter_folder(config), shared
+    known = (kind, *pair, corpus, *where, tuple(points), *settings.items())
+    if known not in models:
+        models[known] = load_or_fit(
+            kind,
+            objective.vocabulary,
+            term.model,
+            folder=where[0],
+            name=adapter_name(config, name),
+            corpus=corpus,
+            settings=settings,
+            progress=progress,
+            shared=shared,
+            measure=partial(_measured, term),
+            points=points,
+            description={"primary": primary, "secondary": secondary, "about": str(corpus or "")},
+        )
+    adapter = cast(Adapter, models[known])
     _warn_of_chance(adapter, kind_name, name)
     return adapter
 

@@ -37,6 +37,7 @@ from fuse.app.sources import SEVERAL, items_of
 from fuse.app.sweep import JobOutcome, gathered, leave, measured, rows_of, write_table
 from fuse.app.tally import Tally
 from fuse.errors import FuseError
+from fuse.memo import trim_heap
 
 if TYPE_CHECKING:
     from fuse.app.run import CheckpointEvery, Job, Run
@@ -188,6 +189,8 @@ class Session:
         try:
             for group in shard.own(items.groups(size)):
                 former = self._find_group(group, folder, config, every, None if is_alone else tally)
+                if not former:
+                    trim_heap()  # what short searches leave would add up
                 if self.stop.signal:
                     break
                 if not is_alone:
