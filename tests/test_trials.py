@@ -83,7 +83,9 @@ def test_of_the_weights_given_the_signs_count_and_the_primarys(models: Models) -
     assert alone["primary"] == 0 and alone["demo_clip"] > 0
 
 
-@pytest.mark.parametrize("method", ["pez", "autodan", "caption"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("pez", marks=pytest.mark.full), "autodan", "caption"]
+)
 def test_methods_of_few_candidates_are_weighed_too(method: str, models: Models) -> None:
     search = build(compose([f"method={method}"]), models=models)
     weights = balanced_weights(search)
