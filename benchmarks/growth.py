@@ -86,9 +86,9 @@ def measure(objective: fuse.Objective, method: fuse.Method, steps: int) -> Row:
     }
 
 
-def resident_megabytes() -> float:
-    """Return the memory that the process holds, in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def resident_megabytes(process: int | str = "self") -> float:
+    """Return the memory that a process holds, in MB."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from fuse.app.formats import coco
 from fuse.app.formats.files import ResultFiles
 from fuse.app.items import Item, Items
-from fuse.app.run_folder import RunFolder
+from fuse.app.run_folder import RunFolder, remove_half_written
 from fuse.app.tally import Tally
 from fuse.registry import FORMATS
 
@@ -156,3 +156,14 @@ def test_the_tally_tells_the_rate_of_this_session_alone(monkeypatch: pytest.Monk
     tally.add(None)
     assert tally.line() == "6 of 10, 2.0 a minute, 0:02:00 left, 1 failed"
     assert Tally(None).line() == "0 of ?, 0 failed"
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    kept = (".lock", ".lock.1", ".results", ".finished-0-of-2", "a.png/.hidden.png", "a.png/x.1")
+    left = (".metadata.jsonl.123", "a.png/.result.json.9", "dataset/.a\nb.png.77")
+    for name in (*kept, *left):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_half_written(tmp_path)
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert files - {"a.png", "dataset"} == set(kept)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,6 +25,7 @@ from fuse.models.quantization import stored_as
 from fuse.objective import PRIMARY, Objective
 from fuse.registry import ADAPTERS, METHODS, STRATEGIES
 from fuse.retrieval import retrieve
+from fuse.search.balance import balanced_weights
 from fuse.search.checks import check_combination, check_objective
 from fuse.search.methods.base import Method, random_prompt
 from fuse.search.screening import Probe
@@ -49,6 +50,7 @@ def build(
     progress: Progress = iter,
     models: Models | None = None,
     reading: Progress = iter,
+    weights: Mapping[str, float] | None = None,
 ) -> Search:
     """Return the search that a checked configuration describes.
 
@@ -58,6 +60,7 @@ def build(
         progress: shows how far the fit of an adapter is.
         models: what is in it is not loaded again; what is loaded joins it.
         reading: shows how far the reading of the corpus of init=retrieve is.
+        weights: what weights=auto has chosen before for this run; None to choose them.
 
     Raises:
         FuseError: values that do not go together, or with the models; its message names the key.
@@ -91,12 +94,12 @@ def build(
     for name, term in objective.secondaries.items():
         if term.vocabulary is objective.vocabulary:
             continue  # its gradient is exact
-        term.adapter = _adapter(config, name, term, objective, points, progress)
+        term.adapter = _adapter(config, name, term, objective, points, progress, models)
     if config["init"] == "random":
         length = method.prompt_length or RANDOM_LENGTH
         row = random_prompt(Guide(objective), length, generator)
         init = objective.vocabulary.decode([row])[0]
-    return Search(
+    search = Search(
         objective,
         method,
         strategy,
@@ -106,6 +109,10 @@ def build(
         generator=generator,
         **options,
     )
+    if config["weights"] == "auto":
+        for name, weight in (weights or balanced_weights(search)).items():
+            objective.terms[name].weight = weight
+    return search
 
 
 def _adapter(
@@ -115,9 +122,10 @@ def _adapter(
     objective: Objective,
     points: Sequence[str],
     progress: Progress,
+    models: Models,
 ) -> Adapter:
-    """Return the adapter of a secondary, fitted or found on disk, with a warning if it is of little
-    use.
+    """Return the adapter of a secondary, known, fitted or found on disk, with a warning if it is of
+    little use.
     """
     model_ids = [config[PRIMARY]["model_id"], config["secondary"][name]["model_id"]]
     settings = dict(config["adapter"])
@@ -126,20 +134,26 @@ def _adapter(
     del settings["cache_dir"]
     corpus, shared = settings.pop("corpus", None), settings.pop("shared", None)
     primary, secondary = (slug(model_id) for model_id in model_ids)
-    adapter = load_or_fit(
-        kind,
-        objective.vocabulary,
-        term.model,
-        folder=_adapter_folder(config),
-        name=adapter_name(config, name),
-        corpus=corpus,
-        settings=settings,
-        progress=progress,
-        shared=shared,
-        measure=partial(_measured, term),
-        points=points,
-        description={"primary": primary, "secondary": secondary, "about": str(corpus or "")},
-    )
+    # Its models stay in `models`, so that no other one gets their numbers
+    pair = id(objective.vocabulary), id(term.model)
+    where = _adapter_folder(config), shared
+    known = (kind, *pair, corpus, *where, tuple(points), *settings.items())
+    if known not in models:
+        models[known] = load_or_fit(
+            kind,
+            objective.vocabulary,
+            term.model,
+            folder=where[0],
+            name=adapter_name(config, name),
+            corpus=corpus,
+            settings=settings,
+            progress=progress,
+            shared=shared,
+            measure=partial(_measured, term),
+            points=points,
+            description={"primary": primary, "secondary": secondary, "about": str(corpus or "")},
+        )
+    adapter = cast(Adapter, models[known])
     _warn_of_chance(adapter, kind_name, name)
     return adapter
 

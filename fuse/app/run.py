@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from fuse.app.build import weights_of
 from fuse.app.hints import Config
 from fuse.app.interrupt import StopRequest
@@ -226,6 +228,7 @@ def facts_of(config: Config, search: Search, command: str, setup_seconds: float)
         "image": anchored(config["image"], "image"),
         "method": config["method"]["name"],
         "models": weights_of(config, search.objective),
+        "weights": {name: term.weight for name, term in search.objective.terms.items()},
         "limits": limits_of(config),
         "command": command,
     }
@@ -240,5 +243,6 @@ def report(result: Result, job: Job, status: str) -> Report:
         **fields,
         **job.facts,
         "strategy": name_of(job.search.first_strategy),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
     }

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,6 +36,8 @@ CONFIG, RESULT, TRACE, CHECKPOINT = (
     "checkpoint.safetensors",
 )
 LOCK, JOB = ".lock", "job.json"
+_HALF_WRITTEN = re.compile(r"\.(?!lock\.).+\.\d+", re.DOTALL)
+"""The name of a file that is being written: its own, and the number of the process."""
 PAGE, INDEX = "report.html", "index.html"
 """What `fuse.app.report` makes of a run, and of a folder of runs."""
 
@@ -183,6 +187,16 @@ def lock(folder: Path, shared: bool = False, name: str = LOCK) -> IO[bytes] | No
     except (ImportError, OSError):
         return None
     return file
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a killed process was writing in a run's folder and in those within it.
+
+    Nobody else may be at work there.
+    """
+    for path in chain(folder.glob(".*.*"), folder.glob("*/.*.*")):
+        if _HALF_WRITTEN.fullmatch(path.name):
+            _remove(path)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Le, MinLen
@@ -136,6 +137,18 @@ class RunOptions:
     resume: Annotated[Path | None, Doc("the folder of a run that goes on where it was stopped")]
     checkpoint_every: Annotated[
         Interval, Doc("steps, or seconds such as 30s; null: no checkpoints")
+    ]
+    weights: Annotated[
+        Literal["auto"] | None,
+        Doc(
+            "auto: each secondary's loss, times its weight, spreads as much as the primary's over "
+            "the first candidates; of the weight given the sign counts. null: as given"
+        ),
+    ]
+    threads: Annotated[
+        Count | Literal["auto"] | None,
+        Words("a number such as 4, auto, or null"),
+        Doc("of torch; auto: the quickest in a short trial; null: torch's own number"),
     ]
     dry_run: Annotated[
         bool, Doc("show what a run would load, need and do; nothing is loaded or fetched")
@@ -278,6 +291,7 @@ def run_options() -> dict[str, Option]:
     return options_of(RunOptions) | options_of(ReadingOptions)
 
 
+@cache
 def verbatim_keys() -> dict[str, Verbatim]:
     """Return the last part of every key whose values are texts as they are typed."""
     found: dict[str, Verbatim] = {"pretrained": Verbatim(or_null=True)}

@@ -30,12 +30,14 @@ from fuse.app.run_folder import (
     check_same_run,
     limits_of,
     lock,
+    remove_half_written,
 )
 from fuse.app.shard import Shard
 from fuse.app.sources import SEVERAL, items_of
 from fuse.app.sweep import JobOutcome, gathered, leave, measured, rows_of, write_table
 from fuse.app.tally import Tally
 from fuse.errors import FuseError
+from fuse.memo import trim_heap
 
 if TYPE_CHECKING:
     from fuse.app.run import CheckpointEvery, Job, Run
@@ -146,6 +148,7 @@ class Session:
             FuseError: an option that cannot be used; a folder that holds another run.
         """
         from fuse.app.run import CheckpointEvery
+        from fuse.app.threads import set_threads
 
         every = CheckpointEvery.parse(config["checkpoint_every"])
         items = items_of(config)
@@ -157,11 +160,14 @@ class Session:
             self._show(console.show_plan, plan_of(config, items.num))
             return
         check_same_run(folder, config)
+        set_threads(config["threads"])
         self._overrides = overrides
         shard = Shard.of_process()
         self._locks = [lock(folder, shared=shard.num > 1)]
         if shard.num > 1:
             self._locks.append(lock(folder, name=f"{LOCK}.{shard.rank}"))
+        elif self._locks[0] is not None:
+            remove_half_written(folder)
         self._search(items, config, folder, every, shard)
         if self.stop.signal:
             self.say_how_to_resume()
@@ -183,6 +189,8 @@ class Session:
         try:
             for group in shard.own(items.groups(size)):
                 former = self._find_group(group, folder, config, every, None if is_alone else tally)
+                if not former:
+                    trim_heap()  # what short searches leave would add up
                 if self.stop.signal:
                     break
                 if not is_alone:
@@ -251,6 +259,7 @@ class Session:
     ) -> Run | None:
         """Search side by side, each search with its own folder; None where none could begin."""
         from fuse.app.run import Run
+        from fuse.app.threads import set_quickest
         from fuse.app.trackers import Tracked, all_of
 
         console.quiet_libraries()
@@ -264,6 +273,8 @@ class Session:
                 self.fail(f"{name}: {error}" if named else str(error))
         if not jobs:
             return None
+        if whole["threads"] == "auto":
+            set_quickest(next(iter(jobs.values())).search, folder)
         # Only now, when the options have been of use
         RunFolder(folder, self.problems).write_json(CONFIG, anchored(whole))
         self.resumable = folder if every is not None else None
@@ -312,7 +323,8 @@ class Session:
         began = time.perf_counter()
         with reaching(config):
             shown = (iter, iter) if config["quiet"] else (console.fitting, console.reading)
-            search = build(config, shown[0], self._models, shown[1])
+            former = (folder.result() or {}).get("weights")
+            search = build(config, shown[0], self._models, shown[1], former)
         command, seconds = self._command(config, whole), time.perf_counter() - began
         return Job(search, folder, facts_of(config, search, command, seconds))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
+from fuse.adapters import Adapter
 from fuse.app.goals import GOALS
 from fuse.app.hints import Config
 from fuse.app.shard import own_gpu
@@ -25,8 +26,8 @@ MIXED = "mixed_"
 """Begins a dtype in which candidates are scored, the best few of them again in float32."""
 HELD = ("revision", "device_map", "attn_implementation", "quantization")
 """Options of `LoadOptions` that the loading function is given where they are set."""
-Models = dict[tuple[Any, ...], "Model | Captioner"]
-"""What was loaded, by its kind, its name, its device and its dtype."""
+Models = dict[tuple[Any, ...], "Model | Captioner | Adapter"]
+"""What was loaded or fitted, by its kind and all that it depends on."""
 M = TypeVar("M", bound="Model | Captioner")
 
 
