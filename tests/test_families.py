@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints.family import Family, Findings, NoReference
 from families import ROLES, check
+
+import fuse
 
 NUM_RIGHT = {
     "causal": 185,
@@ -60,6 +63,17 @@ def test_a_family_gives_its_own_results(role: str, name: str, tmp_path: Path) ->
     found = findings(family(role, name), tmp_path)
     assert found["verdict"] == "right", found["note"]
     assert PARTS.get(role, USUAL_PARTS) <= set(found["errors"])
+
+
+@pytest.mark.parametrize("seed", range(1, 3))
+def test_padding_that_reaches_its_neighbours_is_noticed(seed: int, tmp_path: Path) -> None:
+    """MobileBERT's tokens read the embeddings beside them: rows are read one by one."""
+    torch.manual_seed(seed)
+    family("classifier", "mobilebert").build(tmp_path)
+    term = fuse.Term(fuse.Classifier.load(str(tmp_path)), fuse.ClassNLL(1))
+    rows = term.encode(["a red house", "two boats", "a book about the old man and the sea"])
+    alone = [fuse.Term(term.model, term.loss).score([row]) for row in rows]
+    torch.testing.assert_close(term.score(rows), torch.cat(alone), atol=1e-4, rtol=0)
 
 
 def test_the_sample_holds_all_roles() -> None:
