@@ -19,11 +19,11 @@ MAX_PREPACKED_WEIGHT = 1 << 22
 """Up to how many numbers a layer's weight is prepacked for its products: a matter of memory."""
 MAX_PREPACKED_FOR_GRADIENT = 1 << 20
 """Up to how many numbers it is prepacked once more, for gradients."""
-MAX_SIZES = 32
+MAX_SIZES = 8
 """With how many numbers of points a matrix is multiplied as they come. oneDNN keeps a program for
 each of the last thousand sizes, hundreds of kilobytes each: others are rounded up.
 """
-SIZES_PER_DOUBLING = 16
+SIZES_PER_DOUBLING = 8
 """To how many numbers of points between a power of two and the next others are rounded up."""
 
 
