@@ -105,7 +105,7 @@ def test_no_more_than_some_numbers_of_points_are_multiplied_as_they_come(
         assert torch.equal(table.inner_products(points), product(
             points, torch.ops.mkldnn._reorder_linear_weight(weight), None, count
         ))  # fmt: skip
-    assert len(sizes) <= prepacked.MAX_SIZES + 7 * prepacked.SIZES_PER_DOUBLING
+    assert len(sizes) < prepacked.MAX_SIZES + 8 * prepacked.SIZES_PER_DOUBLING
     assert prepacked.MAX_SIZES in sizes and 999 not in sizes
 
 
