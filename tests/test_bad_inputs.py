@@ -336,7 +336,7 @@ BY_HAND = {
     "steps=\0": "steps=\\x00",
     "\udcff=1": "\\udcff=1",
     "hydra=5": "hydra=5",
-    "hydra/launcher=joblib": "hydra/launcher",
+    "hydra/launcher=slurm": "hydra/launcher",
     "hydra.nonsense=1": "hydra.nonsense",
     "hydra.run=5": "hydra.run=5",
     "hydra.job_logging.root.level=NONSENSE": "root logger",
