@@ -24,6 +24,7 @@ from statistics import median
 from runs import Row, arguments, build_run, mean, show
 
 import fuse
+from fuse.app.overrides import quoted
 from fuse.app.terms import Models
 
 MEDIANS = ("perplexity", "judged", "reference")
@@ -79,8 +80,7 @@ def main() -> None:
 
 def invert(target: str, overrides: list[str], models: Models) -> Row:
     """Search for a text of the target's meaning."""
-    quoted = target.replace("\\", "\\\\").replace('"', '\\"')
-    search = build_run("experiment=sentence", f'target="{quoted}"', *overrides, models=models)
+    search = build_run("experiment=sentence", f"target={quoted(target)}", *overrides, models=models)
     result = search.run()
     (encoder,) = (one for one in models.values() if isinstance(one, fuse.SentenceEncoder))
     a, b = encoder.embed_texts([result.prompt, target])

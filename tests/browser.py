@@ -58,3 +58,14 @@ class Watched:
     def _asked(self, request: Any) -> None:
         if not request.url.startswith(self._own):
             self.elsewhere.append(request.url)
+
+
+@contextmanager
+def served(searching: Any) -> Iterator[str]:
+    """Serve the page, and give its address."""
+    pytest.importorskip("gradio", reason="the page comes with the extra `app`")
+    from fuse.app.web.page import launch
+
+    blocks = launch(searching, prevent_thread_lock=True, quiet=True)
+    yield blocks.local_url
+    blocks.close()

@@ -17,16 +17,17 @@ from urllib.request import urlopen
 
 import numpy
 import pytest
+from browser import served
 from command_line import find_prompt
 from conftest import ROOT
 
 import fuse
 from fuse.app.config import compose
 from fuse.app.interrupt import StopRequest
-from fuse.app.overrides import as_typed, prepared
+from fuse.app.overrides import as_typed, prepared, quoted
 from fuse.app.web.asking import QUESTIONS, answer
 from fuse.app.web.searching import CAPTION, ELICIT, INVERT, MAX_SECONDS, Searching, Wanted
-from fuse.app.web.texts import MAX_TEXT, quoted
+from fuse.app.web.texts import MAX_TEXT
 from fuse.errors import FuseError
 
 HOUSE = str(ROOT / "images/house.png")
@@ -138,12 +139,8 @@ def test_questions_are_answered() -> None:
 
 @pytest.fixture(scope="module")
 def address(searching: Searching) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="it comes with the extra `app`")
-    from fuse.app.web.page import launch
-
-    blocks = launch(searching, prevent_thread_lock=True, quiet=True)
-    yield blocks.local_url
-    blocks.close()
+    with served(searching) as found:
+        yield found
 
 
 def test_two_visitors_at_once_both_finish(address: str) -> None:

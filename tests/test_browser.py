@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Watched, browser
+from browser import Watched, browser, served
 from command_line import find_prompt
 from conftest import ROOT
 
@@ -36,12 +36,8 @@ def searching(tmp_path_factory: pytest.TempPathFactory) -> Searching:
 
 @pytest.fixture(scope="module")
 def address(searching: Searching) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="the page comes with the extra `app`")
-    from fuse.app.web.page import launch
-
-    blocks = launch(searching, prevent_thread_lock=True, quiet=True)
-    yield blocks.local_url
-    blocks.close()
+    with served(searching) as found:
+        yield found
 
 
 @pytest.fixture

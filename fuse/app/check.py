@@ -74,9 +74,8 @@ class Check:
             return
         told = set()  # what ${device} hands on is told once
         for name, value in values.items() if key else ():
-            if name in self._wrong and shown(self._wrong[name]) == shown(
-                value
-            ):  # as nan is not nan
+            # As it is shown: nan is not equal to nan
+            if name in self._wrong and shown(self._wrong[name]) == shown(value):
                 told.add(options[name].mistake(value, f"{key}.{name}"))
         known = list(also)
         given = {f"{key}.{name}" if key else name for name in values if name not in options}

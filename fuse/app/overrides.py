@@ -47,6 +47,12 @@ def decoded(text: str) -> str:
     return unquote(text, errors="strict")
 
 
+def quoted(text: str) -> str:
+    """Return a value that the command line reads as exactly this text, be it `null` or a list."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def encoded(text: str) -> str:
     """Return an interpolation that Hydra and OmegaConf read as this text, whatever is in it.
 

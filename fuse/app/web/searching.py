@@ -19,13 +19,13 @@ from fuse.app.config import compose
 from fuse.app.interrupt import StopRequest
 from fuse.app.items import ALONE
 from fuse.app.live import SearchView
-from fuse.app.overrides import as_typed, prepared
+from fuse.app.overrides import as_typed, prepared, quoted
 from fuse.app.report.page import picture
 from fuse.app.report.write import write_page
 from fuse.app.run import CheckpointEvery, Job, Run, facts_of
 from fuse.app.run_folder import CONFIG, PAGE, RunFolder, anchored
 from fuse.app.terms import Models
-from fuse.app.web.texts import checked_text, quoted
+from fuse.app.web.texts import checked_text
 from fuse.errors import FuseError
 from fuse.images import ReadingOptions, open_image
 from fuse.types import Step

@@ -1,4 +1,4 @@
-"""Texts that visitors type, as the command line takes them."""
+"""Texts that visitors type."""
 
 from __future__ import annotations
 
@@ -18,9 +18,3 @@ def checked_text(text: str, what: str) -> str:
     if not text or len(text) > MAX_TEXT:
         raise FuseError(f"{what}: {len(text)} characters; expected 1 to {MAX_TEXT}")
     return text
-
-
-def quoted(text: str) -> str:
-    """Return a value that the command line reads as exactly this text, be it `null` or a list."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
