@@ -45,7 +45,7 @@ class Watched:
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
         self.page = context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(120_000)
         self._own = (own, *OFF_THE_NET)
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))

@@ -117,7 +117,7 @@ def test_a_stop_ends_the_search_and_keeps_what_is_found(visitor: Watched, tmp_pa
     press(page, "Search")
     until(lambda: prompt_of(page), page)
     press(page, "Stop")
-    page.locator("iframe.report:visible").wait_for(timeout=20_000)
+    page.locator("iframe.report:visible").wait_for()
     assert json.loads(download(page, tmp_path).read("result.json"))["status"] == "interrupted"
 
 
