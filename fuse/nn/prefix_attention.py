@@ -23,6 +23,8 @@ from fuse.nn.packing import PackedLayer, PackingPlan
 
 PREFIX_ATTENTION = "fuse_prefix_attention"
 """The name under which transformers knows this attention."""
+MIN_APART = 64
+"""Keys that all tokens see are attended to apart if they are so many: fewer cost less together."""
 UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some networks ask of their attention and is not offered: caps, sinks, biases of scores."""
 
@@ -112,23 +114,36 @@ def _attend_packed(
     layer: PackedLayer,
     scaling: float | None,
 ) -> Float[Tensor, "1 n h f"]:
-    """Compute softmax attention of a packed batch, each row by itself."""
+    """Compute softmax attention of a packed batch, each row by itself.
+
+    What all tokens see, such as a long prefix, is attended to apart and without a mask; the two
+    parts are joined by their normalisers (cascade attention, as in arXiv 2501.01005, section 3).
+    """
     plan, (rows, _, length, width) = layer.plan, query.shape
     scaled = query * (width**-0.5 if scaling is None else scaling)
     # [g r n e]: heads that share their keys become further queries of the same head
     own_query = _by_row(scaled, plan).unflatten(0, (key.shape[1], -1)).transpose(1, 2).flatten(2, 3)
     own_key, own_value = _by_row(key, plan), _by_row(value, plan)
-    cached_scores = _times_shared(own_query, plan.groups, layer.cached_keys.mT)
+    # The gradient needs the whole softmax
+    num_apart = 0 if scaled.requires_grad else layer.num_shared
+    num_apart *= num_apart >= MIN_APART
+    cached_keys, cached_values = layer.cached_keys, layer.cached_values
+    cached_scores = _times_shared(own_query, plan.groups, cached_keys[:, :, num_apart:].mT)
     scores = torch.cat([cached_scores, own_query @ own_key.mT], -1)
     # The lowest number, not -inf, so that a row which sees nothing gets numbers
     count = plan.tokens.shape[1]
     lowest = torch.finfo(scores.dtype).min
-    scores.unflatten(2, (-1, count)).masked_fill_(layer.unseen[:, None], lowest)
+    unseen = layer.unseen[:, None, :, num_apart:]
+    scores.unflatten(2, (-1, count)).masked_fill_(unseen, lowest)
     dtype = torch.promote_types(scores.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=dtype).to(value)
-    num_cached = layer.cached_keys.shape[-2]
-    out = _times_shared(weights[..., :num_cached], plan.groups, layer.cached_values)
+    num_cached = cached_keys.shape[-2] - num_apart
+    out = _times_shared(weights[..., :num_cached], plan.groups, cached_values[:, :, num_apart:])
     out = out + weights[..., num_cached:] @ own_value
+    if num_apart:
+        apart = _attend_apart(own_query, plan.groups, cached_keys, cached_values, num_apart)
+        share = (apart[1] - scores.logsumexp(-1)).sigmoid()
+        out = out.lerp(apart[0], share[..., None].to(out))
     # [g r (h/g)q f] to [(r q) h f]
     by_token = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
     return by_token.index_select(0, plan.unpadded).view(rows, length, *by_token.shape[1:])
@@ -138,6 +153,48 @@ def _by_row(states: Float[Tensor, "b h t e"], plan: PackingPlan) -> Float[Tensor
     """Return the states of the tokens of each row."""
     states = states.transpose(0, 1).flatten(1, 2)
     return states.index_select(1, plan.tokens.flatten()).unflatten(1, plan.tokens.shape)
+
+
+def _attend_apart(
+    query: Float[Tensor, "g r n e"],
+    groups: list[tuple[int, int]],
+    keys: Float[Tensor, "u g k e"],
+    values: Float[Tensor, "u g k f"],
+    count: int,
+) -> tuple[Float[Tensor, "g r n f"], Float[Tensor, "g r n"]]:
+    """Attend to the first `count` cached keys, all of which every token sees.
+
+    Returns:
+        The values, weighted, and the logarithms of the softmax's normalisers.
+    """
+    cache_rows, counts = zip(*groups, strict=True)
+    found = []
+    for part, row in zip(query.split(counts, 1), cache_rows, strict=True):
+        out, log_normaliser = _plain_attention(
+            part.flatten(1, 2), keys[row, :, :count], values[row, :, :count]
+        )
+        found.append([one.unflatten(1, part.shape[1:3]) for one in (out, log_normaliser)])
+    out, log_normaliser = (torch.cat(one, 1) for one in zip(*found, strict=True))
+    return out, log_normaliser
+
+
+def _plain_attention(
+    query: Float[Tensor, "g n e"], keys: Float[Tensor, "g k e"], values: Float[Tensor, "g k f"]
+) -> tuple[Float[Tensor, "g n f"], Float[Tensor, "g n"]]:
+    """Attend without a mask.
+
+    Returns:
+        The values, weighted, and the logarithms of the softmax's normalisers.
+    """
+    if query.device.type == "cpu" and values.shape == keys.shape:
+        # torch's own kernel keeps the scores in the processor's caches
+        out, log_normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[None], keys[None], values[None], scale=1.0
+        )
+        return out[0], log_normaliser[0]
+    scores = query @ keys.mT
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(-1, dtype=dtype).to(values) @ values, scores.to(dtype).logsumexp(-1)
 
 
 def _times_shared(
