@@ -84,6 +84,19 @@ def test_a_beginning_is_judged_with_the_words_that_it_lacks(objective: fuse.Obje
     assert state.estimate == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("penalty", [1.0, 0.5, 0.0])
+def test_a_text_without_missing_words_is_expected_to_have_its_loss(
+    objective: fuse.Objective, penalty: float
+) -> None:
+    primary = objective.primary
+    term = fuse.Term(primary.model, fuse.NLL(length_penalty=penalty), weight=2.0)
+    (row,) = term.encode(["A red house in the snow."])
+    nll = float(fuse.Term(primary.model, fuse.NLL()).score([row])[0]) * len(row.free_ids)
+    guide = Guide(fuse.Objective(term))
+    own = 2.0 * float(term.score([row])[0])
+    assert guide.primary_loss(nll, len(row.free_ids)) == pytest.approx(own, abs=1e-4)
+
+
 def test_whole_texts_of_the_words_are_found(objective: fuse.Objective) -> None:
     judged = []
     match = objective.match

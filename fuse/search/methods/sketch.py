@@ -56,9 +56,10 @@ class Sketch(Method):
     right, by beam search over `rows` beginnings. A beginning is judged by what it can become: the
     secondaries read it together with the words that it does not hold yet, and the primary's loss is
     expected to be (-log p(beginning) + `word_cost` m) / (tokens + `word_length` m + 1) with m
-    missing words. Next tokens are shortlisted by log p(token | beginning) - z(gradient), the words'
-    own first. Scored are the words, as they grow, and then the beginnings, with an ending where one
-    is asked for. The method ends where no text is expected to become better than the best of these.
+    missing words, the length to the power of the primary's `length_penalty`. Next tokens are
+    shortlisted by log p(token | beginning) - z(gradient), the words' own first. Scored are the
+    words, as they grow, and then the beginnings, with an ending where one is asked for. The method
+    ends where no text is expected to become better than the best of these.
     """
 
     greedy_only: ClassVar[bool] = True
@@ -112,7 +113,9 @@ class Sketch(Method):
         words = (*state.words, offered[best])
         full = len(words) == self.words
         new = replace(state, words=words, match=float(losses[best]), writing=full)
-        rows = [row for row in guide.spelled([" ".join(words)]) if row]
+        text = " ".join(words)
+        text = text[:1].upper() + text[1:] if guide.constraints.capital else text
+        rows = [row for row in guide.spelled([text]) if row]
         return Candidates(rows, [0] * len(rows), new, num_judged=len(offered))
 
     def _shortlist(
@@ -158,7 +161,7 @@ class Sketch(Method):
         """Return the row and the token of each continuation that is judged."""
         filled = [(*row, guide.filler) for row in state.rows]
         ranking = log_probs + guide.pull(filled, [len(row) for row in state.rows]).cpu()
-        allowed = guide.allowed.cpu().clone()
+        allowed = (guide.allowed if any(state.rows) else guide.may_begin).cpu().clone()
         allowed[guide.ending_tokens] = False
         likeliest = log_probs.masked_fill(~allowed, -torch.inf).amax(1, keepdim=True)
         possible = allowed & (log_probs > likeliest - MAX_UNLIKELY)
@@ -186,7 +189,7 @@ class Sketch(Method):
         for row, cost, own, match in zip(rows, nll, left, guide.match(texts).tolist(), strict=True):
             total = cost + self.word_cost * len(own)
             length = len(row) + self.word_length * len(own) + 1
-            found.append(guide.primary_weight * total / length + match)
+            found.append(guide.primary_loss(total, length) + match)
         return found
 
     def _select(self, estimates: Sequence[float], parents: Sequence[int]) -> list[int]:
