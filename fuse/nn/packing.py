@@ -44,6 +44,12 @@ class PackingPlan:
     real: Bool[Tensor, "r q"]
     """Which of `tokens` are no padding."""
 
+    def by_group(self) -> list[Int[Tensor, " m"]]:
+        """Return the indices in the packed batch of the tokens of each group."""
+        counts = [count for _, count in self.groups]
+        parts = zip(self.tokens.split(counts), self.real.split(counts), strict=True)
+        return [tokens[real] for tokens, real in parts]
+
     def unseen(self, window: int | None) -> Bool[Tensor, "r q k"]:
         """Return which keys each token does not see where it sees so many positions."""
         return (self.distance < 0) | (self.distance >= (window or inf))
@@ -111,9 +117,11 @@ class PackedLayer(DynamicLayer):
         window: int | None,
         unseen: Bool[Tensor, "r q k"],
         num_shared: int,
+        by_group: Sequence[Int[Tensor, " m"]],
     ) -> None:
         super().__init__()
-        self.plan, self.window, self.unseen, self.num_shared = plan, window, unseen, num_shared
+        self.plan, self.window, self.unseen = plan, window, unseen
+        self.num_shared, self.by_group = num_shared, by_group
         self.cached_keys, self.cached_values = hits.prefixes.keys_values[layer]
 
 
@@ -127,14 +135,14 @@ def packed_cache(
         windows: for each layer how many positions a token sees, its own one included; None for all.
     """
     plan, layers = _plan(hits, own), range(len(hits.prefixes.keys_values))
-    seen = {}
+    seen, by_group = {}, plan.by_group()
     for window in {None, *windows}:
         unseen = plan.unseen(window)
         seen[window] = unseen, plan.num_shared(unseen)
     packed: list[Any] = []
     for layer in layers:
         window = windows[layer] if windows else None
-        packed.append(PackedLayer(hits, layer, plan, window, *seen[window]))
+        packed.append(PackedLayer(hits, layer, plan, window, *seen[window], by_group))
     return Cache(packed)
 
 

@@ -140,13 +140,13 @@ def _attend_packed(
     num_cached = cached_keys.shape[-2] - num_apart
     out = _times_shared(weights[..., :num_cached], plan.groups, cached_values[:, :, num_apart:])
     out = out + weights[..., num_cached:] @ own_value
+    by_token = _by_token(out, plan)
     if num_apart:
-        apart = _attend_apart(own_query, plan.groups, cached_keys, cached_values, num_apart)
-        share = (apart[1] - scores.logsumexp(-1)).sigmoid()
-        out = out.lerp(apart[0], share[..., None].to(out))
-    # [g r (h/g)q f] to [(r q) h f]
-    by_token = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
-    return by_token.index_select(0, plan.unpadded).view(rows, length, *by_token.shape[1:])
+        log_normaliser = _by_token(scores.logsumexp(-1)[..., None], plan)[..., 0]
+        apart, log_normaliser_apart = _attend_apart(scaled[0], layer, num_apart)
+        share = (log_normaliser_apart - log_normaliser).sigmoid()
+        by_token = by_token.lerp(apart, share[..., None].to(apart))
+    return by_token.view(rows, length, *by_token.shape[1:])
 
 
 def _by_row(states: Float[Tensor, "b h t e"], plan: PackingPlan) -> Float[Tensor, "h r q e"]:
@@ -155,27 +155,33 @@ def _by_row(states: Float[Tensor, "b h t e"], plan: PackingPlan) -> Float[Tensor
     return states.index_select(1, plan.tokens.flatten()).unflatten(1, plan.tokens.shape)
 
 
+def _by_token(states: Float[Tensor, "g r i f"], plan: PackingPlan) -> Float[Tensor, "n h f"]:
+    """Return what was computed for the own tokens of each row, token by token of the batch."""
+    count = plan.tokens.shape[1]
+    # [g r (h/g)q f] to [(r q) h f]
+    found = states.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
+    return found.index_select(0, plan.unpadded)
+
+
 def _attend_apart(
-    query: Float[Tensor, "g r n e"],
-    groups: list[tuple[int, int]],
-    keys: Float[Tensor, "u g k e"],
-    values: Float[Tensor, "u g k f"],
-    count: int,
-) -> tuple[Float[Tensor, "g r n f"], Float[Tensor, "g r n"]]:
+    query: Float[Tensor, "h n e"], layer: PackedLayer, count: int
+) -> tuple[Float[Tensor, "n h f"], Float[Tensor, "n h"]]:
     """Attend to the first `count` cached keys, all of which every token sees.
 
     Returns:
         The values, weighted, and the logarithms of the softmax's normalisers.
     """
-    cache_rows, counts = zip(*groups, strict=True)
+    num_keys = layer.cached_keys.shape[1]
     found = []
-    for part, row in zip(query.split(counts, 1), cache_rows, strict=True):
-        out, log_normaliser = _plain_attention(
-            part.flatten(1, 2), keys[row, :, :count], values[row, :, :count]
-        )
-        found.append([one.unflatten(1, part.shape[1:3]) for one in (out, log_normaliser)])
-    out, log_normaliser = (torch.cat(one, 1) for one in zip(*found, strict=True))
-    return out, log_normaliser
+    for (row, _), tokens in zip(layer.plan.groups, layer.by_group, strict=True):
+        own = query.index_select(1, tokens).unflatten(0, (num_keys, -1)).flatten(1, 2)
+        keys, values = layer.cached_keys[row, :, :count], layer.cached_values[row, :, :count]
+        both = _plain_attention(own, keys, values)
+        # [g (h/g)m f] to [m h f]
+        found.append([one.unflatten(1, (-1, len(tokens))).flatten(0, 1) for one in both])
+    order = torch.cat(list(layer.by_group)).argsort()
+    out, log_normaliser = (torch.cat(one, 1)[:, order] for one in zip(*found, strict=True))
+    return out.transpose(0, 1), log_normaliser.T
 
 
 def _plain_attention(
