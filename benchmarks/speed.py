@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
@@ -81,6 +83,12 @@ def main() -> None:
             "metavar": "PEER=DIR",
             "help": "a folder with a peer's packages, instead of an environment; may be repeated",
         },
+        runs={
+            "type": int,
+            "default": 1,
+            "help": "how often the table is made, ours and peers in turn; medians are shown, and "
+            "from where to where the ratio goes",
+        },
         task={"help": "(the run of one process)"},
     )
     if options.task:
@@ -89,16 +97,37 @@ def main() -> None:
     cases = (options.cases or ("gcg" if options.device == "cuda" else ",".join(CASES))).split(",")
     if options.device == "cuda" and cases != ["gcg"]:
         raise SystemExit(f"--cases {options.cases}: on a GPU gcg alone is measured")
-    rows: list[Row] = []
+    tables: list[list[Row]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows += [row for name in cases for row in CASES[name](options, Path(folder))]
+        for _ in range(options.runs):
+            tables.append([row for name in cases for row in CASES[name](options, Path(folder))])
+    rows = [over_runs(rows) for rows in zip(*tables, strict=True)]
     show(f"speed on {hardware(options.device)}, {options.dtype}", rows, options.json)
+
+
+def over_runs(rows: Sequence[Row]) -> Row:
+    """The medians of one line of the table over several runs, and the spread of its ratio."""
+    found: Row = {}
+    for name, value in rows[0].items():
+        found[name] = value if isinstance(value, str) else median(row[name] for row in rows)
+    ratios = [row["ratio"] for row in rows]
+    return {**found, "lowest_ratio": min(ratios), "highest_ratio": max(ratios)}
 
 
 def hardware(device: str) -> str:
     """The name of a device, and the version of torch."""
-    name = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
-    return f"{name}, torch {torch.__version__}"
+    return f"{gpu_or_processor(device)}, torch {torch.__version__}"
+
+
+def gpu_or_processor(device: str) -> str:
+    """The name of a GPU; or of the processor, with the instructions that torch uses."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    name, cpuinfo = platform.processor() or "a CPU", Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def gcg_rows(options: Any, folder: Path) -> list[Row]:
