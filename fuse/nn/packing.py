@@ -44,7 +44,7 @@ class PackingPlan:
     real: Bool[Tensor, "r q"]
     """Which of `tokens` are no padding."""
 
-    def by_group(self) -> list[Int[Tensor, " m"]]:
+    def by_group(self) -> list[Int[Tensor, " _"]]:
         """Return the indices in the packed batch of the tokens of each group."""
         counts = [count for _, count in self.groups]
         parts = zip(self.tokens.split(counts), self.real.split(counts), strict=True)
@@ -117,7 +117,7 @@ class PackedLayer(DynamicLayer):
         window: int | None,
         unseen: Bool[Tensor, "r q k"],
         num_shared: int,
-        by_group: Sequence[Int[Tensor, " m"]],
+        by_group: Sequence[Int[Tensor, " _"]],
     ) -> None:
         super().__init__()
         self.plan, self.window, self.unseen = plan, window, unseen

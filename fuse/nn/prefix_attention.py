@@ -174,6 +174,8 @@ def _attend_apart(
     num_keys = layer.cached_keys.shape[1]
     found = []
     for (row, _), tokens in zip(layer.plan.groups, layer.by_group, strict=True):
+        if not len(tokens):
+            continue
         own = query.index_select(1, tokens).unflatten(0, (num_keys, -1)).flatten(1, 2)
         keys, values = layer.cached_keys[row, :, :count], layer.cached_values[row, :, :count]
         both = _plain_attention(own, keys, values)
