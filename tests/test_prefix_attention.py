@@ -17,7 +17,15 @@ from fuse.nn.prefix_attention import _attend_apart, _plain_attention
 
 PREFIX = " ".join(["a red house in the snow"] * 12)
 BEAM = ["dog the blue cup", "the snow in a", "red"]
-ROWS = ["dog the blue dog", "dog the red cup", "the snow in the", "the cup in a", "dog", "red"]
+ROWS = [
+    "dog the blue dog",
+    "dog the red cup",
+    "the snow in the",
+    "the cup in a",
+    "dog",
+    "red",
+    "snow red",
+]
 SIZES = {**LLAMA, "max_position_embeddings": 128, "num_attention_heads": 4, "vocab_size": 64}
 
 
