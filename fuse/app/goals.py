@@ -66,7 +66,7 @@ class FluencyOrLabel:
         Positive,
         Doc("of kl_div: width of a token's neighbourhood, in squared units of the embeddings"),
     ]
-    length_penalty: LengthPenalty = 1.0
+    length_penalty: LengthPenalty
     layer: Annotated[
         Text | Whole | None,
         Doc("of activation: a layer's number, from 0, or the name of a module of the network"),
@@ -103,7 +103,7 @@ class FluencyOrLabel:
 class Fluency:
     """What is sought with a masked LM: nothing but fluency."""
 
-    length_penalty: LengthPenalty = 1.0
+    length_penalty: LengthPenalty
 
     @staticmethod
     def sought(config: Config, key: str, load_model: Loader) -> Sought:
