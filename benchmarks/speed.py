@@ -50,7 +50,7 @@ LABELS = (" in the snow.", " a small boat.", " by the sea.")
 SEEDS = 3
 WARM_UP = {"cpu": 1, "cuda": 3}
 """Steps that are not timed."""
-MODELS = {"cpu": "6x384,12x768", "cuda": ",".join(LMS)}
+MODELS = {"cpu": "6x384,12x768", "cuda": "6x384,12x768,SmolLM2-135M,Llama-1B"}
 WIDTHS = {"cpu": (64, 256), "cuda": (64, 256, 512)}
 """The numbers of candidates that each model is measured with."""
 
@@ -192,10 +192,14 @@ def compared(options: Any, shape: str, tasks: list[dict[str, Any]]) -> list[Row]
 
 
 def prefix_rows(options: Any, folder: Path) -> list[Row]:
-    """A long prefix beside a short one, both ours."""
-    task = gcg_task(options, save_lm(folder, options.tokenizers, "6x384"))
-    short, long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100))
-    return [row("gcg 6x384, 64, prefix of 300 tokens", "prefix of 3", long, short["per_second"])]
+    """Long prefixes beside a short one, all ours."""
+    task = gcg_task(options, save_lm(folder, options.tokenizers, "6x384-4096"))
+    short, *long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100, 667))
+    rows = []
+    for count, found in zip((300, 2000), long, strict=True):
+        case = f"gcg 6x384, 64, prefix of {count} tokens"
+        rows.append(row(case, "prefix of 3", found, short["per_second"]))
+    return rows
 
 
 def goal_rows(options: Any, folder: Path) -> list[Row]:
