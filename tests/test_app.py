@@ -6,6 +6,8 @@ import json
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
@@ -17,9 +19,12 @@ from urllib.request import urlopen
 
 import numpy
 import pytest
+import yaml
 from browser import served
 from command_line import find_prompt
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import fuse
 from fuse.app.config import compose
@@ -29,7 +34,6 @@ from fuse.app.report.record import read_run
 from fuse.app.web.asking import QUESTIONS, answer
 from fuse.app.web.searching import CAPTION, ELICIT, INVERT, MAX_SECONDS, Searching, Wanted
 from fuse.app.web.texts import MAX_TEXT
-from fuse.app.web.visitors import MAX_WAITING, NONE, Visitors
 from fuse.errors import FuseError
 
 HOUSE = str(ROOT / "images/house.png")
@@ -95,10 +99,17 @@ def test_a_run_folder_tells_nothing_of_the_server(
         assert Path(compose(typed)["image"]).absolute() == Path(record.result["image"])
 
 
-def test_a_stop_takes_who_waits_out_of_the_line(searching: Searching) -> None:
-    visitors = Visitors(searching)
-    first = visitors.find(wanted(), NONE, "first")
-    second, third = (visitors.find(wanted(), NONE, name) for name in ("second", "third"))
+@pytest.fixture
+def visitors(searching: Searching) -> Any:
+    pytest.importorskip("gradio", reason="the page comes with the extra `app`")
+    from fuse.app.web.visitors import Visitors
+
+    return Visitors(searching)
+
+
+def test_a_stop_takes_who_waits_out_of_the_line(searching: Searching, visitors: Any) -> None:
+    names = "first", "second", "third"
+    first, second, third = (visitors.find(wanted(), "none", name) for name in names)
     assert "reading the models" in next(first)
     assert "1 search before yours" in next(second)[1]
     assert "2 searches before yours" in next(third)[1]
@@ -114,13 +125,12 @@ def test_a_stop_takes_who_waits_out_of_the_line(searching: Searching) -> None:
     assert not list(searching.place.iterdir())
 
 
-def test_a_long_line_takes_nobody_else(searching: Searching) -> None:
-    visitors = Visitors(searching)
-    line = [visitors.find(wanted(), NONE, str(i)) for i in range(MAX_WAITING + 1)]
+def test_a_long_line_takes_nobody_else(visitors: Any) -> None:
+    line = [visitors.find(wanted(), "none", str(i)) for i in range(21)]
     for i, one in enumerate(line):
         assert next(one)[1].startswith(f"waiting: {i} search" if i else "reading")
-    with pytest.raises(FuseError, match=f"{MAX_WAITING} visitors are waiting already"):
-        next(visitors.find(wanted(), NONE, "late"))
+    with pytest.raises(FuseError, match="20 visitors are waiting already"):
+        next(visitors.find(wanted(), "none", "late"))
     for one in reversed(line):
         one.close()
 
@@ -235,3 +245,25 @@ def test_other_files_are_not_served(address: str, path: str) -> None:
     with pytest.raises(HTTPError) as refusal:
         urlopen(f"{address}gradio_api/file={quote(path)}")
     assert refusal.value.code in (403, 404)
+
+
+def test_a_space_has_what_the_page_needs(tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio", reason="the page comes with the extra `app`")
+    tomllib = pytest.importorskip("tomllib", reason="it comes with Python 3.11")
+    from write_space import write_space
+
+    write_space(tmp_path / "space")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    before, header, _ = (tmp_path / "space/README.md").read_text().split("---\n", 2)
+    space = yaml.safe_load(header)
+    assert not before and space["sdk"] == "gradio" and space["app_file"] == "app.py"
+    (wanted_gradio,) = map(Requirement, project["optional-dependencies"]["app"])
+    assert space["sdk_version"] == gradio.__version__ in wanted_gradio.specifier
+    assert space["python_version"] in SpecifierSet(project["requires-python"])
+    assert space["license"] == project["license"].lower() and len(space["short_description"]) <= 60
+    lines = (tmp_path / "space/requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("--")] == project["dependencies"]
+    code = "import app; from fuse.app.config import compose; print(compose()['image'])"
+    command = [sys.executable, "-c", code]  # in whose working directory `fuse` is the Space's
+    done = subprocess.run(command, cwd=tmp_path / "space", capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "space/images/house.png"), done.stderr
