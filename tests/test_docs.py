@@ -103,6 +103,20 @@ def test_every_public_name_has_its_place_in_the_api() -> None:
     assert listed == set(fuse.__all__)
 
 
+def test_every_link_leads_to_a_file() -> None:
+    for page in (ROOT / "llms.txt", *ROOT.glob("*.md"), *DOCS.rglob("*.md")):
+        text = page.read_text()
+        links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+        for link in links:
+            path = link.partition("#")[0]
+            if path and not link.startswith(("https://", "http://", "mailto:")):
+                assert (page.parent / path).exists(), f"{page}: {link}"
+
+
+def test_the_readme_opens_with_a_picture_of_a_run() -> None:
+    assert "(docs/images/run.svg)" in _read("README.md").split("\n## ")[0]
+
+
 def test_contributing_knows_every_kind_of_part() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     tables = [name for name, own in vars(registry).items() if isinstance(own, registry.Registry)]
