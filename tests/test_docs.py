@@ -130,8 +130,8 @@ def test_contributing_knows_every_kind_of_part() -> None:
             assert (ROOT / path).is_file() or below.is_file() or path in NOT_YET, path
 
 
-NOT_YET = ("fuse/search/methods/shuffle.py",)
-"""A file that a reader is told to write."""
+NOT_YET = ("fuse/search/methods/shuffle.py", "conf/refine/shuffle.yaml")
+"""What a reader is told to write."""
 
 
 def _read(name: str) -> str:
