@@ -6,6 +6,8 @@ import json
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
@@ -17,14 +19,18 @@ from urllib.request import urlopen
 
 import numpy
 import pytest
+import yaml
 from browser import served
 from command_line import find_prompt
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import fuse
 from fuse.app.config import compose
 from fuse.app.interrupt import StopRequest
 from fuse.app.overrides import as_typed, prepared, quoted
+from fuse.app.report.record import read_run
 from fuse.app.web.asking import QUESTIONS, answer
 from fuse.app.web.searching import CAPTION, ELICIT, INVERT, MAX_SECONDS, Searching, Wanted
 from fuse.app.web.texts import MAX_TEXT
@@ -53,19 +59,80 @@ def test_a_run_of_the_page_is_that_of_the_command(searching: Searching, tmp_path
     assert found > 5 and not list(searching.place.iterdir())
     result = json.loads((tmp_path / "page/result.json").read_text())
     assert "house" in result["prompt"] and result["status"] == "done"
-    _, _, *typed = shlex.split(result["command"])
-    done = find_prompt(*typed, f"hydra.run.dir={tmp_path}/command")
+    _, _, *typed = shlex.split(result["command"])  # it names the picture as the visitor knows it
+    done = find_prompt(*typed, f"hydra.run.dir={tmp_path}/command", folder=tmp_path / "page")
     assert done.returncode == 0, done.stderr
     assert steps_of(tmp_path / "page") == steps_of(tmp_path / "command")
     names = {path.name for path in (tmp_path / "page").iterdir()}
     left = {path.name for path in (tmp_path / "command").iterdir()}
-    assert names == left - {".lock", ".hydra", "find_prompt.log"}
+    assert names - {"house.png"} == left - {".lock", ".hydra", "find_prompt.log"}
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     """Return the trace of a run, but for its times."""
     lines = (folder / "trace.jsonl").read_text().splitlines()
     return [{**json.loads(line), "seconds": None} for line in lines]
+
+
+@pytest.mark.parametrize("name", ["my 'red' house.png", "result.json", "null", "a, $b=[c].png"])
+def test_a_run_folder_tells_nothing_of_the_server(
+    searching: Searching, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "upload").mkdir()
+    given = shutil.copy(HOUSE, tmp_path / "upload" / name)
+    run = tmp_path / "unpacked"
+    report = ""
+    for found in searching.search(wanted(file=given, seconds=1.0), StopRequest()):
+        if found.archive is not None:  # it is gone afterwards
+            shutil.unpack_archive(found.archive, run)
+            report = str(found.report)
+    files = [(run / name).read_text() for name in ("result.json", "config.json", "trace.jsonl")]
+    for text in (report, *files):
+        assert str(searching.place) not in text and str(tmp_path) not in text
+    record = read_run(run)  # it finds the picture where the folder lies now
+    assert record.config is not None
+    assert record.result["image"] == record.config["image"]
+    assert Path(record.result["image"]).read_bytes() == Path(HOUSE).read_bytes()
+    _, _, *typed = shlex.split(record.result["command"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run)
+        assert Path(compose(typed)["image"]).absolute() == Path(record.result["image"])
+
+
+@pytest.fixture
+def visitors(searching: Searching) -> Any:
+    pytest.importorskip("gradio", reason="the page comes with the extra `app`")
+    from fuse.app.web.visitors import Visitors
+
+    return Visitors(searching)
+
+
+def test_a_stop_takes_who_waits_out_of_the_line(searching: Searching, visitors: Any) -> None:
+    names = "first", "second", "third"
+    first, second, third = (visitors.find(wanted(), "none", name) for name in names)
+    assert "reading the models" in next(first)
+    assert "1 search before yours" in next(second)[1]
+    assert "2 searches before yours" in next(third)[1]
+    visitors.stop("second", ELICIT)  # another one's search
+    assert "1 search before yours" in next(second)[1]
+    visitors.stop("second", CAPTION)
+    assert [shown[1] for shown in second] == ["stopped before anything was found"]
+    assert "1 search before yours" in next(third)[1]
+    first.close()  # the browser is gone
+    assert "reading the models" in next(third)
+    visitors.stop("third")
+    assert [shown[1] for shown in third] == ["stopped before anything was found"]
+    assert not list(searching.place.iterdir())
+
+
+def test_a_long_line_takes_nobody_else(visitors: Any) -> None:
+    line = [visitors.find(wanted(), "none", str(i)) for i in range(21)]
+    for i, one in enumerate(line):
+        assert next(one)[1].startswith(f"waiting: {i} search" if i else "reading")
+    with pytest.raises(FuseError, match="20 visitors are waiting already"):
+        next(visitors.find(wanted(), "none", "late"))
+    for one in reversed(line):
+        one.close()
 
 
 @pytest.mark.full
@@ -178,3 +245,25 @@ def test_other_files_are_not_served(address: str, path: str) -> None:
     with pytest.raises(HTTPError) as refusal:
         urlopen(f"{address}gradio_api/file={quote(path)}")
     assert refusal.value.code in (403, 404)
+
+
+def test_a_space_has_what_the_page_needs(tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio", reason="the page comes with the extra `app`")
+    tomllib = pytest.importorskip("tomllib", reason="it comes with Python 3.11")
+    from write_space import write_space
+
+    write_space(tmp_path / "space")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    before, header, _ = (tmp_path / "space/README.md").read_text().split("---\n", 2)
+    space = yaml.safe_load(header)
+    assert not before and space["sdk"] == "gradio" and space["app_file"] == "app.py"
+    (wanted_gradio,) = map(Requirement, project["optional-dependencies"]["app"])
+    assert space["sdk_version"] == gradio.__version__ in wanted_gradio.specifier
+    assert space["python_version"] in SpecifierSet(project["requires-python"])
+    assert space["license"] == project["license"].lower() and len(space["short_description"]) <= 60
+    lines = (tmp_path / "space/requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("--")] == project["dependencies"]
+    code = "import app; from fuse.app.config import compose; print(compose()['image'])"
+    command = [sys.executable, "-c", code]  # in whose working directory `fuse` is the Space's
+    done = subprocess.run(command, cwd=tmp_path / "space", capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "space/images/house.png"), done.stderr

@@ -146,6 +146,38 @@ def test_two_visitors_at_once_both_finish(chromium: Any, address: str) -> None:
         context.close()
 
 
+def losses_of(page: Any) -> str:
+    """Return where the search stands, in the field of the losses."""
+    return page.get_by_label("losses").locator("visible=true").first.input_value()
+
+
+def test_a_stop_takes_who_waits_out_of_the_line(chromium: Any, address: str) -> None:
+    contexts = [chromium.new_context() for _ in range(3)]
+    first, second, third = (visit(context, address).page for context in contexts)
+    for page in (first, second, third):
+        give_picture(page, HOUSE)
+    choose(first, "method", "gcg")
+    first.get_by_label("number input for seconds at most").first.fill("120")
+    press(first, "Search")
+    until(lambda: prompt_of(first), first)
+    press(second, "Search")
+    until(lambda: "1 search before" in losses_of(second), second)
+    press(third, "Search")
+    until(lambda: "2 searches before" in losses_of(third), third)
+    press(second, "Stop")
+    until(lambda: "stopped before" in losses_of(second), second, 10)
+    until(lambda: "1 search before" in losses_of(third), third, 10)
+    press(second, "Search")  # at the end of the line
+    until(lambda: "2 searches before" in losses_of(second), second, 10)
+    contexts[1].close()
+    assert not first.locator("iframe.report:visible").count()  # it searches all the time
+    press(first, "Stop")
+    for page in (first, third):
+        page.locator("iframe.report:visible").wait_for()
+    for context in contexts:
+        context.close()
+
+
 def test_two_methods_side_by_side(visitor: Watched) -> None:
     page = visitor.page
     page.get_by_role("tab", name="Elicit a text").click()

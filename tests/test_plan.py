@@ -65,3 +65,14 @@ def test_a_dry_run_is_a_table_and_loads_nothing(
     assert not (tmp_path / "run" / "result.json").exists()
     monkeypatch.setattr(torch.nn.Module, "__init__", None)  # nothing is made
     plan_of(compose([]))
+
+
+def test_a_model_that_is_not_here_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a\nb\nc\n")
+    model = "primary.model_id=nobody/nothing"
+    several = [f"image={ROOT}/images"], ["experiment=sentence", f"targets={tmp_path}/texts.txt"]
+    for items in several:
+        given = [*items, "primary=causal_lm", model, "hydra.run.dir=run"]
+        done = command_line.find_prompt(*given, folder=tmp_path)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2 and line.startswith(f"error: {model}: it would be fetched")

@@ -15,6 +15,10 @@ from fuse.errors import FuseError
 GGUF = ".gguf"
 
 
+class NotToBeHadError(FuseError):
+    """What every search of a run needs cannot be had, so that none need be tried."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A model that the configuration asks for.
@@ -82,8 +86,8 @@ def reaching(config: Config) -> Iterator[None]:
     silent.
 
     Raises:
-        FuseError: with one line for each model that is not here and cannot be fetched, and for each
-            `revision` of a folder.
+        NotToBeHadError: with one line for each model that is not here and cannot be fetched, and
+            for each `revision` of a folder.
     """
     models = wanted(config)
     check_revisions(models)
@@ -94,13 +98,13 @@ def reaching(config: Config) -> Iterator[None]:
         return
     lines = [model.not_here(reason) for model in models if not model.is_here]
     if lines:
-        raise FuseError("\n".join(lines))
+        raise NotToBeHadError("\n".join(lines))
     with hub.working_offline():
         yield
 
 
 def check_revisions(models: list[Wanted]) -> None:
-    """Raise FuseError, with a line each, where folders are asked for a revision."""
+    """Raise NotToBeHadError, with a line each, where folders are asked for a revision."""
     lines = []
     for model in models:
         revision = model.entry["revision"]
@@ -110,7 +114,7 @@ def check_revisions(models: list[Wanted]) -> None:
                 "the hub, and has no revisions; leave it out"
             )
     if lines:
-        raise FuseError("\n".join(lines))
+        raise NotToBeHadError("\n".join(lines))
 
 
 def _architecture(key: str, entry: Config) -> Wanted:

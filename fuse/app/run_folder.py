@@ -253,8 +253,12 @@ def claim(path: str) -> str:
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
-    """Return the config that a run folder remembers; None where it has none."""
-    return read_json(folder / CONFIG)
+    """Return the config that a run folder remembers; None where it has none.
+
+    Files that lie in the folder are found there, wherever it has been moved to.
+    """
+    config = read_json(folder / CONFIG)
+    return None if config is None else anchored(config, folder=folder)
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -289,23 +293,38 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> bool:
     return True
 
 
-def anchored(config: Any, key: str = "") -> Any:
+def anchored(config: Any, key: str = "", folder: Path | None = None) -> Any:
     """Return a configuration whose paths mean the same in every working directory.
 
     A value that may be a hub id is a path if there is such a file or folder.
+
+    Args:
+        folder: where relative paths begin; None for the working directory.
     """
     if isinstance(config, Mapping):
-        return {name: anchored(value, name) for name, value in config.items()}
+        return {name: anchored(value, name, folder) for name, value in config.items()}
     if isinstance(config, list):
-        return [anchored(value, key) for value in config]
+        return [anchored(value, key, folder) for value in config]
     mark = verbatim_keys().get(key)
-    is_path = isinstance(config, str) and mark is not None and mark.or_null
-    return str(Path(config).absolute()) if is_path and _exists(config) else config
+    if not isinstance(config, str) or mark is None or not mark.or_null:
+        return config
+    path = (folder or Path()) / config
+    return str(path.absolute()) if _exists(path) else config
 
 
-def _exists(path: str) -> bool:
+def from_inside(config: Any, folder: Path) -> Any:
+    """Return a configuration, or a text, that names the files of a folder as one does there."""
+    if isinstance(config, Mapping):
+        return {name: from_inside(value, folder) for name, value in config.items()}
+    if isinstance(config, list):
+        return [from_inside(value, folder) for value in config]
+    within = f"{folder.absolute()}{os.sep}"
+    return config.replace(within, "") if isinstance(config, str) else config
+
+
+def _exists(path: Path) -> bool:
     try:
-        return Path(path).exists()
+        return path.exists()
     except (OSError, ValueError):
         return False
 

@@ -258,6 +258,7 @@ class Session:
         tally: Tally | None,
     ) -> Run | None:
         """Search side by side, each search with its own folder; None where none could begin."""
+        from fuse.app.reach import NotToBeHadError
         from fuse.app.run import Run
         from fuse.app.threads import set_quickest
         from fuse.app.trackers import Tracked, all_of
@@ -268,6 +269,8 @@ class Session:
             own = RunFolder(folder / name, self.problems)
             try:
                 jobs[name] = self._job(config, own, whole)
+            except NotToBeHadError:
+                raise
             except FuseError as error:  # one bad picture does not cost the others' results
                 named = name and "file_name" not in config["item"]
                 self.fail(f"{name}: {error}" if named else str(error))

@@ -22,7 +22,7 @@ from fuse.app.report.inside import Inside, front, split
 from fuse.app.report.record import RunRecord
 from fuse.app.report.svg import curve, scatter
 from fuse.app.report.tree import ancestors, tree
-from fuse.app.run_folder import PAGE, flat
+from fuse.app.run_folder import PAGE, flat, from_inside
 from fuse.errors import FuseError
 from fuse.images import open_image
 
@@ -80,7 +80,7 @@ def page(
             tree=tree(record.trace, line),
             line=_different(line),
             pareto=_pareto(record, inside),
-            config=None if record.config is None else _as_yaml(record.config),
+            config=None if record.config is None else _as_yaml(record),
             command=result.get("command"),
             notes=notes,
             word_cloud=word_cloud,
@@ -129,8 +129,9 @@ def _pareto(record: RunRecord, inside: Inside | None) -> Any:
     return scatter(points, front(points), found[0]) if points and found else None
 
 
-def _as_yaml(config: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)
+def _as_yaml(record: RunRecord) -> str:
+    config = from_inside(record.config, record.folder)
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
 
 
 def picture(path: Any, size: int) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fuse.app.hints import Config
 from fuse.app.items import replaced
-from fuse.app.run_folder import RESULT, Report, RunFolder, saved_config
+from fuse.app.run_folder import RESULT, Report, RunFolder, anchored, saved_config
 from fuse.errors import FuseError
 from fuse.types import Step
 
@@ -64,6 +64,7 @@ def read_run(folder: Path) -> RunRecord:
     if not isinstance(result.get("terms"), dict) or not isinstance(result.get("prompt"), str):
         raise FuseError(f"{folder}: its run has found nothing; give the folder of another one")
     config = config_of(folder)
+    result = {**result, "image": anchored(result.get("image"), "image", folder)}
     if config is not None:
         found = {"image": result.get("image"), "target": item_of(result).get("target")}
         values = {key: value for key, value in found.items() if value is not None and key in config}

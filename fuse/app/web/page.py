@@ -2,85 +2,47 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from fuse.app.interrupt import StopRequest
 from fuse.app.places import here
 from fuse.app.web.asking import QUESTIONS, answer, as_html
+from fuse.app.web.files import MAX_FILE_BYTES, picture_of
 from fuse.app.web.panel import CSS, Panel
 from fuse.app.web.searching import (
     CAPTION,
     ELICIT,
     INVERT,
-    MAX_FILE_BYTES,
     MAX_SECONDS,
     Searching,
     Wanted,
-    picture_of,
 )
 from fuse.app.web.texts import MAX_TEXT
+from fuse.app.web.visitors import MAX_WAITING, NONE, Shown, Visitors
 from fuse.errors import FuseError
 from fuse.registry import METHODS, STRATEGIES
 
-NONE = "none"
-"""In place of a second method."""
 PICTURES = ("house", "boat", "cat")
-MAX_WAITING = 20
-"""Visitors that wait for their turn, at most."""
-SECONDS_BETWEEN = 0.2
-"""Of two looks at a search that go to the browser."""
-Shown = tuple[Any, ...]
 
 
 class Page:
-    """Searches of several visitors, one after another.
+    """Lays out what visitors see.
 
     Args:
-        searching: makes them.
+        searching: makes their searches.
     """
 
     def __init__(self, searching: Searching) -> None:
-        self._searching = searching
-        self._stops: dict[str, StopRequest] = {}
-        """What ends each visitor's search, by the visitor's session."""
+        self._visitors = Visitors(searching)
 
-    def find(self, wanted: Wanted, other: str, session: str) -> Iterator[Shown]:
-        """Search, with a second method beside the first where one is named, and yield what both
-        panels show.
-
-        Raises:
-            gr.Error: with what a visitor can mend.
-        """
-        stop = self._stops[session] = StopRequest()
-        both = [wanted] if other == NONE else [wanted, replace(wanted, method=other)]
-        panels, looked = [Panel(), Panel()], 0.0
-        yield *panels[0].values("reading the models"), *panels[1].values()
-        try:
-            with told():
-                for found in zip_longest(*(self._searching.search(one, stop) for one in both)):
-                    for panel, progress in zip(panels, found, strict=False):
-                        panel.take(progress)
-                    ends = any(progress and progress.archive for progress in found)
-                    if ends or time.monotonic() - looked > SECONDS_BETWEEN:
-                        looked = time.monotonic()
-                        yield *panels[0].values(), *panels[1].values()
-        finally:
-            self._stops.pop(session, None)
-
-    def stop(self, request: gr.Request) -> None:
-        """End the visitor's own search after its step."""
-        if str(request.session_hash) in self._stops:
-            self._stops[str(request.session_hash)].signal = signal.SIGINT
+    def leave(self, request: gr.Request) -> None:
+        """End the searches of a visitor who has closed the page."""
+        self._visitors.stop(_session(request))
 
     def blocks(self) -> gr.Blocks:
         """Return the page."""
@@ -107,7 +69,7 @@ class Page:
                 self._search_tab(ELICIT, {"text": text}, "gcg")
             with gr.Tab("Inspect"):
                 _inspect_tab()
-            blocks.unload(self.stop)
+            blocks.unload(self.leave)
         return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
     def _search_tab(self, goal: str, sources: dict[str, Any], method: str) -> None:
@@ -141,12 +103,21 @@ class Page:
         def find(request: gr.Request, *values: Any) -> Iterator[Shown]:
             given = dict(zip(fields, values, strict=True))
             other = given.pop("other")
-            yield from self.find(Wanted(goal, **given), other, str(request.session_hash))
+            with told():
+                yield from self._visitors.find(Wanted(goal, **given), other, _session(request))
+
+        def end(request: gr.Request) -> None:
+            self._visitors.stop(_session(request), goal)
 
         other.change(lambda name: gr.Column(visible=name != NONE), other, second, api_name=False)
-        queue = {"concurrency_limit": 1, "concurrency_id": "search"}
-        start.click(find, list(fields.values()), outputs, api_name=goal, **queue)
-        stop.click(self.stop, None, None, api_name=f"stop_{goal}", queue=False)
+        inputs = list(fields.values())
+        start.click(find, inputs, outputs, api_name=goal, concurrency_limit=None)
+        stop.click(end, None, None, api_name=f"stop_{goal}", queue=False)
+
+
+def _session(request: gr.Request) -> str:
+    """Return the name of a visitor's session."""
+    return str(request.session_hash)
 
 
 @contextmanager

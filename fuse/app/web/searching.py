@@ -20,23 +20,16 @@ from fuse.app.interrupt import StopRequest
 from fuse.app.items import ALONE
 from fuse.app.live import SearchView
 from fuse.app.overrides import as_typed, prepared, quoted
-from fuse.app.report.page import picture
 from fuse.app.report.write import write_page
 from fuse.app.run import CheckpointEvery, Job, Run, facts_of
-from fuse.app.run_folder import CONFIG, PAGE, RunFolder, anchored
+from fuse.app.run_folder import CONFIG, PAGE, RunFolder, anchored, from_inside
 from fuse.app.terms import Models
+from fuse.app.web.files import checked_picture, kept, uploaded
 from fuse.app.web.texts import checked_text
-from fuse.errors import FuseError
-from fuse.images import ReadingOptions, open_image
 from fuse.types import Step
 
 MAX_SECONDS = 120.0
 """Of one search."""
-MAX_FILE_BYTES = 20_000_000
-"""Of a picture or an embedding."""
-PREVIEW_SIZE = 256
-"""The longer side of a picture as it is shown, in pixels."""
-MAX_PIXELS = 50_000_000
 CAPTION, INVERT, ELICIT = GOALS = ("caption", "invert", "elicit")
 
 
@@ -96,7 +89,7 @@ class Searching:
         The files are there until the next value is asked for.
 
         Args:
-            stop: ends the search after its step.
+            stop: ends the search after its step; before the first one, nothing is left.
 
         Raises:
             FuseError: what is wanted is not to be had.
@@ -104,14 +97,17 @@ class Searching:
         with tempfile.TemporaryDirectory(dir=self.place) as around:
             folder = RunFolder(Path(around) / "run", [])
             steps: list[Step] = []
-            run, view = self._run(self.overrides(wanted), folder, steps)
+            if wanted.file:
+                wanted = replace(wanted, file=kept(wanted.file, folder.path))
+            overrides = self.overrides(wanted)
+            run, view = self._run(overrides, folder, steps)
             for _ in run.rounds(stop):
                 yield Progress(view, _curve(steps))
             found, state = run.found.get(""), run.state("")
             if isinstance(found, Exception):
                 raise found
-            if found is None or state is None:
-                raise FuseError("stopped before anything was found")
+            if found is None or state is None:  # stopped before anything was found
+                return
             write_page(folder, run.jobs[""].search, state)
             archive = shutil.make_archive(str(folder.path), "zip", folder.path)
             page = folder.path / PAGE
@@ -134,10 +130,11 @@ class Searching:
             view(step)
             steps.append(step)
 
-        typed = [as_typed(one) for one in prepared(overrides)]
-        command = " ".join(["python find_prompt.py", *typed])
+        given = [from_inside(one, folder.path) for one in prepared(overrides)]
+        command = " ".join(["python find_prompt.py", *map(as_typed, given)])
         facts = facts_of(config, search, command, time.perf_counter() - began)
-        folder.write_json(CONFIG, anchored(whole))
+        facts["image"] = from_inside(facts["image"], folder.path)
+        folder.write_json(CONFIG, from_inside(anchored(whole), folder.path))
         job = Job(replace(search, on_step=tell), folder, facts)
         return Run({"": job}, CheckpointEvery.parse(config["checkpoint_every"])), view
 
@@ -155,13 +152,13 @@ class Searching:
             return [*found, f"label={quoted(label)}", f"primary.perplexity_weight={wanted.fluency}"]
         found += [f"primary.weight={wanted.fluency}", f"secondary.demo_clip.weight={wanted.match}"]
         if wanted.goal == CAPTION:
-            return [*found, f"image={quoted(_picture(wanted.file))}"]
+            return [*found, f"image={quoted(checked_picture(wanted.file))}"]
         return [*found, "image=null", f"secondary.demo_clip.target_vector={self._vector(wanted)}"]
 
     def _vector(self, wanted: Wanted) -> str:
         """Return the embedding that is sought: that of the file, or the CLIP's of the text."""
         if wanted.file:
-            return quoted(_uploaded(wanted.file, "embedding"))
+            return quoted(uploaded(wanted.file, "embedding"))
         from fuse.app.inspection.named import load_model
         from fuse.models import EmbeddingModel
 
@@ -173,38 +170,3 @@ class Searching:
 
 def _curve(steps: Sequence[Step]) -> list[tuple[int, float]]:
     return [(step.step, step.best_loss) for step in steps]
-
-
-def _uploaded(path: str | None, what: str) -> str:
-    """Return the path of a file that was given.
-
-    Raises:
-        FuseError: there is none, or it is too large.
-    """
-    if not path:
-        raise FuseError(f"{what}: none was given; drop a file, or choose an example")
-    if not Path(path).is_file():
-        raise FuseError(f"{what}: it is not there any more; give it again")
-    if Path(path).stat().st_size > MAX_FILE_BYTES:
-        raise FuseError(f"{what}: it has more than {MAX_FILE_BYTES:,} bytes; give a smaller file")
-    return path
-
-
-def picture_of(path: str) -> str | None:
-    """Return the data address of an uploaded picture, made small.
-
-    Raises:
-        FuseError: it is none, or too large.
-    """
-    return picture(_picture(path), PREVIEW_SIZE)
-
-
-def _picture(path: str | None) -> str:
-    """Return the path of an uploaded picture.
-
-    Raises:
-        FuseError: it is none, or too large.
-    """
-    found = _uploaded(path, "picture")
-    open_image(found, "picture", ReadingOptions(max_pixels=MAX_PIXELS))
-    return found
