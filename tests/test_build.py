@@ -16,6 +16,7 @@ from fuse import registry
 from fuse.app.build import build
 from fuse.app.config import compose
 from fuse.app.goals import GOALS
+from fuse.app.terms import Models
 from fuse.registry import ADAPTERS, METHODS, MODELS, STRATEGIES
 
 
@@ -135,6 +136,17 @@ def test_the_draft_is_the_primary_with_another_model() -> None:
     assert search.probe.draft.template == search.objective.primary.template
     assert search.probe.draft.loss == search.objective.primary.loss
     assert search.probe.draft.model.size < search.objective.primary.model.size / 4
+
+
+def test_workers_have_copies_of_every_model_which_are_made_once(tmp_path: Path) -> None:
+    models: Models = {}
+    found = []
+    for seed in (0, 1):
+        config = composed("scoring.workers=3", f"seed={seed}", f"adapter.cache_dir={tmp_path}")
+        terms = build(config, models=models).objective.terms.values()
+        found.append([term.engine.runner.workers.models for term in terms])
+    assert [len(one) for one in found[0]] == [3, 3]
+    assert found[0] == found[1]
 
 
 def test_without_a_draft_the_primary_guesses_if_it_can() -> None:
