@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,42 @@ def test_cider_is_that_of_its_library(run: Path) -> None:
     found = overlap.cider(records(run))
     assert found == pytest.approx(list(each), abs=1e-6)
     assert sum(found) / 3 == pytest.approx(float(score), abs=1e-6)
+
+
+@pytest.mark.full
+def test_meteor_is_that_of_its_own_command(run: Path) -> None:
+    module = pytest.importorskip("pycocoevalcap.meteor.meteor", reason="of the extra `evaluate`")
+    if shutil.which("java") is None:
+        pytest.skip("METEOR is a program in Java, and there is no java here")
+    # It takes references of all texts in turn, as many of each
+    padded = [one + [one[0]] * (2 - len(one)) for one in REFERENCES]
+    (run / "texts").write_text("\n".join(text.removesuffix(" .") for text in TEXTS))
+    (run / "right").write_text("\n".join(one for both in padded for one in both))
+    jar = Path(module.__file__).parent / module.METEOR_JAR
+    command = ["java", "-Xmx2G", "-jar", str(jar), "texts", "right", "-r", "2", "-l", "en", "-norm"]
+    done = subprocess.run(command, cwd=run, capture_output=True, text=True, check=True)
+    expected = [float(line.split()[-1]) for line in done.stdout.splitlines() if "Segment" in line]
+    assert overlap.meteor(records(run)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 1\n"])
+def test_a_metric_that_cannot_be_had_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    pytest.importorskip("pycocoevalcap.meteor.meteor", reason="of the extra `evaluate`")
+    monkeypatch.setenv("PATH", str(run))
+    if program is not None:
+        (run / "java").write_text(program)
+        (run / "java").chmod(0o755)
+    arguments = [str(run), "--references", str(run / "right.jsonl"), "--resamples", "2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    evaluate.main()
+    printed = capsys.readouterr()
+    assert "CIDEr" in printed.out and "METEOR" not in printed.out
+    told = {line.split(": ")[1]: line for line in printed.err.splitlines()}
+    assert "pip install -e '.[evaluate]'" in told["BLEU"]
+    assert "Java" in told["METEOR"]
 
 
 def test_judges_are_the_models_own_numbers(
