@@ -107,6 +107,44 @@ def test_a_metric_that_cannot_be_had_is_named(
     assert "Java" in told["METEOR"]
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "reason"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.png"}', "a.png has no text"),
+        ("metadata.jsonl", '{"text": "a house"}', "a row without `file_name` and `row`"),
+        ("metadata.jsonl", "{", "line 1 is no JSON object"),
+        ("right.jsonl", "[1]", "line 1 is no JSON object"),
+        ("right.jsonl", '{"file_name": "a.png"}', "a.png has no references"),
+        ("right.jsonl", '{"file_name": "a.png", "references": [1]}', "a.png has no references"),
+        ("right.jsonl", '{"file_name": "z.png", "text": "x"}', "has none for a.png"),
+        ("right.jsonl", "\udcff", "it is no UTF-8"),
+        ("right.jsonl", None, "No such file"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str | None, reason: str
+) -> None:
+    if line is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(line.encode(errors="surrogateescape"))
+    arguments = [str(run), "--references", str(run / "right.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(SystemExit, match=f"^error: .*{reason}"):
+        evaluate.main()
+
+
+def test_texts_without_references_are_told(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "right.jsonl").write_text('{"file_name": "a.png", "text": "a house"}\n')
+    arguments = [str(run), "--references", str(run / "right.jsonl"), "--resamples", "2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    monkeypatch.setattr(overlap, "PER_TEXT", {})
+    evaluate.main()
+    assert f"2 of 3 texts of {run}: no reference is given" in capsys.readouterr().err
+
+
 def test_judges_are_the_models_own_numbers(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
