@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fuse.app.formats import coco
+from fuse.app.formats.done import Done
 from fuse.app.formats.files import ResultFiles
 from fuse.app.items import Item, Items
 from fuse.app.run_folder import RunFolder, remove_half_written
@@ -155,6 +156,13 @@ def test_odd_names_are_in_every_file_and_beside_the_picture(tmp_path: Path, name
     with (run / "results.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["file_name"] == shown
     assert json.loads((run / "coco_results.json").read_bytes())[0]["image_id"] == shown
+
+
+def test_a_row_is_unicode(tmp_path: Path) -> None:
+    leave(tmp_path, {"target": "a\ud800b", "row": 3}, text="\udce9")
+    done = Done.of(tmp_path, json.loads((tmp_path / "result.json").read_text()))
+    assert done is not None
+    assert (done.row["target"], done.row["text"], done.row["row"]) == ("a\\ud800b", "\\xe9", 3)
 
 
 def test_what_cannot_be_written_is_told_once(run: Path) -> None:

@@ -198,7 +198,7 @@ def note_of_others(folder: Path, taken: Collection[str]) -> str | None:
     """
     from fuse.images.reading import why_no_file, why_not_read
 
-    skipped = []
+    skipped: list[Skipped] = []
     for where, _, names in sorted(os.walk(folder)):  # follows no links, which may lead in a circle
         for name in sorted(names):
             path = Path(where, name)

@@ -46,4 +46,7 @@ def _as_unicode(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    try:
+        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which stands for no byte
+        return value.encode(errors="backslashreplace").decode()
