@@ -33,11 +33,12 @@ def _llama(layers: int, width: int, intermediate: int, heads: int, kv_heads: int
 
 LMS = {
     "6x384": GPT2Config(n_layer=6, n_embd=384, n_head=6),
+    "6x384-4096": GPT2Config(n_layer=6, n_embd=384, n_head=6, n_positions=4096),
     "12x768": GPT2Config(n_layer=12, n_embd=768, n_head=12),
     "SmolLM2-135M": _llama(30, 576, 1536, 9, 3),
     "Llama-1B": _llama(16, 2048, 8192, 32, 8),
 }
-"""Shapes of language models by name."""
+"""Shapes of language models by name: layers, width, and how many positions, where unusual."""
 
 
 def save_lm(
@@ -53,6 +54,7 @@ def save_lm(
         torch.manual_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(tokenizers / "gpt2")
         tokenizer.chat_template = CHAT
+        tokenizer.model_max_length = LMS[shape].max_position_embeddings
         tokenizer.save_pretrained(path)
         kind = GPT2LMHeadModel if isinstance(LMS[shape], GPT2Config) else LlamaForCausalLM
         with torch.device(device):

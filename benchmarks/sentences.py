@@ -93,10 +93,16 @@ def invert(target: str, overrides: list[str], models: Models) -> Row:
         "regret": regret,
         "won": float(regret <= 0),
         "whole": float(result.prompt.endswith((".", "!", "?"))),
-        "perplexity": math.exp(result.terms["primary"].loss),
+        "perplexity": math.exp(mean_nll(search.objective.primary.loss, result)),
         "evaluations": float(result.evaluations),
         "seconds": result.seconds,
     }
+
+
+def mean_nll(loss: fuse.NLL, result: fuse.Result) -> float:
+    """Return the primary's loss of a prompt as a mean over its tokens."""
+    count = max(1, len(result.free_ids))
+    return result.terms["primary"].loss * count ** (loss.length_penalty - 1)
 
 
 def without(held_out: list[str], corpus: Path) -> Path:

@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
@@ -48,7 +50,7 @@ LABELS = (" in the snow.", " a small boat.", " by the sea.")
 SEEDS = 3
 WARM_UP = {"cpu": 1, "cuda": 3}
 """Steps that are not timed."""
-MODELS = {"cpu": "6x384,12x768", "cuda": ",".join(LMS)}
+MODELS = {"cpu": "6x384,12x768", "cuda": "6x384,12x768,SmolLM2-135M,Llama-1B"}
 WIDTHS = {"cpu": (64, 256), "cuda": (64, 256, 512)}
 """The numbers of candidates that each model is measured with."""
 
@@ -81,6 +83,12 @@ def main() -> None:
             "metavar": "PEER=DIR",
             "help": "a folder with a peer's packages, instead of an environment; may be repeated",
         },
+        runs={
+            "type": int,
+            "default": 1,
+            "help": "how often the table is made, ours and peers in turn; medians are shown, and "
+            "from where to where the ratio goes",
+        },
         task={"help": "(the run of one process)"},
     )
     if options.task:
@@ -89,16 +97,37 @@ def main() -> None:
     cases = (options.cases or ("gcg" if options.device == "cuda" else ",".join(CASES))).split(",")
     if options.device == "cuda" and cases != ["gcg"]:
         raise SystemExit(f"--cases {options.cases}: on a GPU gcg alone is measured")
-    rows: list[Row] = []
+    tables: list[list[Row]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows += [row for name in cases for row in CASES[name](options, Path(folder))]
+        for _ in range(options.runs):
+            tables.append([row for name in cases for row in CASES[name](options, Path(folder))])
+    rows = [over_runs(rows) for rows in zip(*tables, strict=True)]
     show(f"speed on {hardware(options.device)}, {options.dtype}", rows, options.json)
+
+
+def over_runs(rows: Sequence[Row]) -> Row:
+    """The medians of one line of the table over several runs, and the spread of its ratio."""
+    found: Row = {}
+    for name, value in rows[0].items():
+        found[name] = value if isinstance(value, str) else median(row[name] for row in rows)
+    ratios = [row["ratio"] for row in rows]
+    return {**found, "lowest_ratio": min(ratios), "highest_ratio": max(ratios)}
 
 
 def hardware(device: str) -> str:
     """The name of a device, and the version of torch."""
-    name = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
-    return f"{name}, torch {torch.__version__}"
+    return f"{gpu_or_processor(device)}, torch {torch.__version__}"
+
+
+def gpu_or_processor(device: str) -> str:
+    """The name of a GPU; or of the processor, with the instructions that torch uses."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    name, cpuinfo = platform.processor() or "a CPU", Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def gcg_rows(options: Any, folder: Path) -> list[Row]:
@@ -163,10 +192,14 @@ def compared(options: Any, shape: str, tasks: list[dict[str, Any]]) -> list[Row]
 
 
 def prefix_rows(options: Any, folder: Path) -> list[Row]:
-    """A long prefix beside a short one, both ours."""
-    task = gcg_task(options, save_lm(folder, options.tokenizers, "6x384"))
-    short, long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100))
-    return [row("gcg 6x384, 64, prefix of 300 tokens", "prefix of 3", long, short["per_second"])]
+    """Long prefixes beside a short one, all ours."""
+    task = gcg_task(options, save_lm(folder, options.tokenizers, "6x384-4096"))
+    short, *long = (run({**task, "prefix": " ".join([PREFIX] * count)}) for count in (1, 100, 667))
+    rows = []
+    for count, found in zip((300, 2000), long, strict=True):
+        case = f"gcg 6x384, 64, prefix of {count} tokens"
+        rows.append(row(case, "prefix of 3", found, short["per_second"]))
+    return rows
 
 
 def goal_rows(options: Any, folder: Path) -> list[Row]:

@@ -56,7 +56,7 @@ class Guide:
         """The listed words of several tokens."""
         self.match = objective.match
         self.has_secondaries = bool(objective.secondaries)
-        self.primary_weight = objective.primary.weight
+        self._length_penalty = getattr(objective.primary.loss, "length_penalty", 1.0)
         self.embedding_gradient = objective.embedding_gradient
         self.position_log_probs = objective.position_log_probs
         self.next_token_log_probs = objective.next_token_log_probs
@@ -69,6 +69,10 @@ class Guide:
     ) -> list[list[list[Ids]]]:
         """Do `Objective.word_proposals`, with one more pool for the words of `texts`."""
         return self._objective.word_proposals(rows, positions, self._words)
+
+    def primary_loss(self, total: float, length: float) -> float:
+        """Return the primary's weighted loss of a text of this length and -log p, in nats."""
+        return self._objective.primary.weight * total / length**self._length_penalty
 
     def pull(self, rows: Sequence[Ids], positions: Sequence[int]) -> Float[Tensor, "b v"]:
         """Return how much the secondaries want each token at one position of each row, read there
@@ -117,6 +121,11 @@ class Guide:
         """The primary's tokens that end a text; empty if there is none."""
         end = self.vocabulary.tokenizer.eos_token_id
         return [] if end is None else [int(end)]
+
+    @cached_property
+    def may_begin(self) -> Bool[Tensor, " v"]:
+        """The allowed tokens with which a prompt may begin."""
+        return self.allowed & self.constraints.may_begin(self.vocabulary).to(self.allowed.device)
 
     @cached_property
     def ending_tokens(self) -> list[int]:

@@ -48,7 +48,10 @@ class Loss(ABC, Generic[ModelT]):
 class NLL(Loss[Any]):
     """Measure fluency: mean over the free tokens of -log p(x_t | x_<t), in nats a token.
 
-    It is 0 for an empty prompt.
+    It is 0 for an empty prompt. With another `length_penalty` than 1, here as in all measures of
+    fluency, the sum over the n tokens is divided by n ** length_penalty, as beam search has it
+    (arXiv 1609.08144, section 7). The mean lets what is said already pay for what is not: a small
+    LM finds repetitions likely, so that a text becomes better by rambling on.
 
     A free token acts twice, as input to later positions and as the label of its own; the label is
     relaxed as a one-hot row y_t, so that its gradient is -log p(. | x_<t). With a masked LM p(x_t |
@@ -57,12 +60,14 @@ class NLL(Loss[Any]):
     """
 
     reads_prompt = True
+    length_penalty: float = 1.0
 
     def reads_labels(self, model: CausalLM | MaskedLM) -> bool:
         return True
 
     def __call__(self, model: CausalLM | MaskedLM, inputs: Inputs) -> Float[Tensor, " b"]:
-        return -_mean(model.label_log_probs(inputs, inputs.free), inputs.free)
+        log_probs = model.label_log_probs(inputs, inputs.free)
+        return -_mean(log_probs, inputs.free, self.length_penalty)
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,14 @@ class LogProb(Loss[CausalLM]):
     """
 
     reads_prompt = True
+    length_penalty: float = 1.0
 
     def reads_labels(self, model: CausalLM) -> bool:
         return not model.tied
 
     def __call__(self, model: CausalLM, inputs: Inputs) -> Float[Tensor, " b"]:
         log_probs = model.label_log_probs(inputs, inputs.free, as_embedding=model.tied)
-        return -_mean(log_probs, inputs.free)
+        return -_mean(log_probs, inputs.free, self.length_penalty)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class KLDiv(Loss[CausalLM]):
 
     reads_prompt = True
     tau: float = 1.0
+    length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.tau > 0:
@@ -115,7 +122,8 @@ class KLDiv(Loss[CausalLM]):
             log_q = ((2 * own @ table.T - squares) / self.tau).log_softmax(-1)
             divergence = (log_q.exp() * (log_q - log_p)).sum(-1)
             total = total.to(divergence).index_add(0, part.row, divergence)
-        return total / inputs.free.sum(1).clamp_min(1)
+        count = inputs.free.sum(1).clamp_min(1).to(total)
+        return total / count**self.length_penalty
 
 
 @dataclass(frozen=True)
@@ -254,6 +262,13 @@ class SquaredDistance(VectorLoss):
         return (vectors[:, 0] - self.target).square()
 
 
-def _mean(values: Float[Tensor, "b t"], where: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
-    """Return the mean of a row's values at the marked positions; 0 where there is none."""
-    return torch.where(where, values, 0.0).sum(1) / where.sum(1).clamp_min(1)
+def _mean(
+    values: Float[Tensor, "b t"], where: Bool[Tensor, "b t"], length_penalty: float = 1.0
+) -> Float[Tensor, " b"]:
+    """Return the mean of a row's values at the marked positions; 0 where there is none.
+
+    Args:
+        length_penalty: the sum is divided by their number raised to this power.
+    """
+    count = where.sum(1).clamp_min(1).to(values)
+    return torch.where(where, values, 0.0).sum(1) / count**length_penalty

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import string
+from itertools import pairwise
 
 import pytest
 import torch
@@ -188,17 +190,29 @@ def test_a_start_against_the_constraints_is_refused_naming_the_token(
     assert named in str(caught.value) or named == "ï"
 
 
-def test_a_start_with_a_blocked_word_of_several_tokens_is_refused(lm: fuse.CausalLM) -> None:
+@pytest.mark.parametrize(
+    ("constraints", "init"),
+    [
+        ({"block": ("turquoise",)}, "turquoise boats"),
+        ({"capital": True}, "a red house"),
+        ({"no_repeat_ngram_size": 2}, "A red house, a red house"),
+    ],
+)
+def test_a_start_that_breaks_a_rule_as_a_whole_is_refused(
+    lm: fuse.CausalLM, constraints: dict, init: str
+) -> None:
     objective = fuse.Objective(
-        fuse.Term(lm, fuse.NLL()), constraints=fuse.Constraints(block=("turquoise",))
+        fuse.Term(lm, fuse.NLL()), constraints=fuse.Constraints(**constraints)
     )
-    with pytest.raises(fuse.FuseError, match=r"init='turquoise boats'.*constraints"):
-        fuse.search(objective, fuse.GCG(), fuse.Beam(1), steps=1, init="turquoise boats")
+    with pytest.raises(fuse.FuseError, match=rf"init='{init}'.*constraints"):
+        fuse.search(objective, fuse.GCG(), fuse.Beam(1), steps=1, init=init)
 
 
 KINDS = {
     "ascii": {"ascii": True},
     "words": {"words": True},
+    "capital": {"capital": True},
+    "ngrams": {"no_repeat_ngram_size": 2},
     "block": {"block": ("the", "House", "a", "in", "turquoise", ".")},
     "allow": {
         "allow": (
@@ -227,6 +241,11 @@ def obeys(kind: str, text: str, row: Ids, vocabulary: Vocabulary) -> bool:
         return text.isascii()
     if kind == "words":
         return all(word.isalpha() for word in text.split()) and len(text.split()) == len(row)
+    if kind == "capital":
+        return text.strip() == "" or text.strip()[0] in string.ascii_uppercase + string.digits
+    if kind == "ngrams":
+        pairs = [*pairwise(row)]
+        return all(pairs.count(pair) == 1 for pair in pairs)
     found = {part.lower() for part in re.findall(r"\w+|[^\w\s]", text)}
     if kind == "block":
         blocked: tuple[str, ...] = KINDS["block"]["block"]  # type: ignore[assignment]
@@ -239,7 +258,7 @@ def test_every_method_obeys(lm: fuse.CausalLM, method: str, kind: str) -> None:
     objective = fluent(lm, **KINDS[kind])
     strategy = fuse.Beam(1) if METHODS[method].greedy_only else fuse.Beam(2)
     counted: list[Ids] = []
-    for init in ("", START):
+    for init in ("", START.capitalize() if kind == "capital" else START):
         steps = 6 if METHODS[method].greedy_only else 3
         search = fuse.Search(objective, small(method), strategy, steps=steps, init=init)
         state = search.start()

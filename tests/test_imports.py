@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ORDER = """errors hub options images types memo statistics registry text nn models losses
+ORDER = """errors files hub options images types memo statistics registry text nn models losses
     activation adapters
     engine term objective guide retrieval search app inspect report"""
 PARTS = ORDER.split()

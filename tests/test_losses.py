@@ -38,10 +38,22 @@ LOSSES = [
     fuse.NLL(),
     fuse.LogProb(),
     fuse.KLDiv(tau=0.5),
+    fuse.NLL(length_penalty=0.5),
+    fuse.LogProb(length_penalty=0.0),
+    fuse.KLDiv(tau=0.5, length_penalty=0.5),
     fuse.CrossEntropy("a blue kite"),
     fuse.CrossEntropy("a blue kite", 0.3),
 ]
-NAMES = ["nll", "log_prob", "kl_div", "cross_entropy", "fluent_cross_entropy"]
+NAMES = [
+    "nll",
+    "log_prob",
+    "kl_div",
+    "nll_root",
+    "log_prob_sum",
+    "kl_div_root",
+    "cross_entropy",
+    "fluent_cross_entropy",
+]
 
 
 def plain_loss(model: fuse.CausalLM, loss: Loss, row: Encoded) -> float:
@@ -53,11 +65,11 @@ def plain_loss(model: fuse.CausalLM, loss: Loss, row: Encoded) -> float:
             log_q = (-distance / loss.tau).log_softmax(-1)
             logits = model.network(input_ids=torch.tensor([row.ids[:position]])).logits[0, -1]
             values.append(float((log_q.exp() * (log_q - logits.log_softmax(-1))).sum()))
-        return sum(values) / len(values)
+        return sum(values) / len(values) ** loss.length_penalty
     means = []
     for start, end in (row.label, row.free) if loss.label else (row.free,):
         log_ps = [log_p(model, row.ids, position) for position in range(start, end)]
-        means.append(-sum(log_ps) / len(log_ps))
+        means.append(-sum(log_ps) / len(log_ps) ** getattr(loss, "length_penalty", 1.0))
     if not isinstance(loss, fuse.CrossEntropy):
         return means[0]
     return means[0] + loss.perplexity_weight * means[1]

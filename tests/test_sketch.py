@@ -65,6 +65,26 @@ def test_each_word_is_the_best_of_those_that_are_shortlisted(objective: fuse.Obj
         state = found.state
 
 
+def test_each_word_gives_way_to_a_better_one_in_its_place(objective: fuse.Objective) -> None:
+    guide, method = Guide(objective), fuse.Sketch(search_width=16, words=3, rounds=2)
+    words = ("cup", "red", "sea")
+    match = float(guide.match([" ".join(words)]))
+    state = SketchState(words, match, revised=0)
+    for at in (0, 1, 2, 0, 1, 2):
+        assert not state.writing
+        found = method.propose(state, [()], guide, torch.Generator())
+        assert found is not None
+        after = found.state
+        assert [*after.words[:at], *after.words[at + 1 :]] == [
+            *state.words[:at],
+            *state.words[at + 1 :],
+        ]
+        assert bool(found.ids) == (after.words != state.words) == (after.match < state.match)
+        assert after.match == pytest.approx(float(guide.match([" ".join(after.words)])), abs=1e-5)
+        state = after
+    assert state.writing and state.match < 0.8 * match
+
+
 def test_a_beginning_is_judged_with_the_words_that_it_lacks(objective: fuse.Objective) -> None:
     """The loss is that of a text with these words, each of which costs tokens and nats."""
     guide, method = Guide(objective), fuse.Sketch(rows=4, word_cost=7, word_length=2)
@@ -82,6 +102,19 @@ def test_a_beginning_is_judged_with_the_words_that_it_lacks(objective: fuse.Obje
     expected = (nll + 7 * len(left)) / (len(row) + 2 * len(left) + 1)
     expected += float(objective.match([" ".join([text, *left])]))
     assert state.estimate == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.5, 0.0])
+def test_a_text_without_missing_words_is_expected_to_have_its_loss(
+    objective: fuse.Objective, penalty: float
+) -> None:
+    primary = objective.primary
+    term = fuse.Term(primary.model, fuse.NLL(length_penalty=penalty), weight=2.0)
+    (row,) = term.encode(["A red house in the snow."])
+    nll = float(fuse.Term(primary.model, fuse.NLL()).score([row])[0]) * len(row.free_ids)
+    guide = Guide(fuse.Objective(term))
+    own = 2.0 * float(term.score([row])[0])
+    assert guide.primary_loss(nll, len(row.free_ids)) == pytest.approx(own, abs=1e-4)
 
 
 def test_whole_texts_of_the_words_are_found(objective: fuse.Objective) -> None:

@@ -11,11 +11,9 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,6 +23,7 @@ from fuse.adapters.base import Adapter, Progress
 from fuse.adapters.checks import check_shape
 from fuse.adapters.corpus import corpus_fingerprint, corpus_words, vocabulary_words
 from fuse.adapters.fidelity import Fidelity, mean_fidelity
+from fuse.files import write_at_once
 from fuse.models import Model
 from fuse.nn.embedding_table import POINTS, EmbeddedVocabulary
 
@@ -234,25 +233,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     A warning where that is not possible.
     """
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    partial = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: another process may be writing the same file
-        with NamedTemporaryFile(
-            dir=path.parent, prefix=f"{path.name}-", suffix=".partial", delete=False
-        ) as file:
-            partial = Path(file.name)
-        save_file(contiguous, partial, metadata=dict(metadata))
-        partial.chmod(0o666 & ~_umask())
-        partial.replace(path)
+        write_at_once(path, lambda partial: save_file(contiguous, partial, dict(metadata)))
     except (OSError, SafetensorError) as error:
         log.warning("%s could not be written (%s); what it holds will be made again", path, error)
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Return the process's mask of permissions, which temporary files do not follow."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

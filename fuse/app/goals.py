@@ -16,7 +16,7 @@ from typing_extensions import Doc
 from fuse.app.hints import Config, Pictures, Text, Vector, Wanted
 from fuse.app.values import naming
 from fuse.errors import FuseError
-from fuse.options import Count, NotNegative, OneOf, Positive, Whole
+from fuse.options import Count, NotNegative, OneOf, Positive, Share, Whole
 from fuse.registry import LM_LOSSES, VECTOR_LOSSES
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 CROPPED = 0.8
 """The sides of a crop, as a share of those of its picture."""
+LengthPenalty = Annotated[
+    Share, Doc("of fluency: the sum over n tokens / n ** length_penalty; 1: their mean, 0: the sum")
+]
 Loader = Callable[[], Any]
 """Loads the model of an entry."""
 Sought = tuple[Any, Any]
@@ -63,6 +66,7 @@ class FluencyOrLabel:
         Positive,
         Doc("of kl_div: width of a token's neighbourhood, in squared units of the embeddings"),
     ]
+    length_penalty: LengthPenalty
     layer: Annotated[
         Text | Whole | None,
         Doc("of activation: a layer's number, from 0, or the name of a module of the network"),
@@ -99,9 +103,11 @@ class FluencyOrLabel:
 class Fluency:
     """What is sought with a masked LM: nothing but fluency."""
 
+    length_penalty: LengthPenalty
+
     @staticmethod
     def sought(config: Config, key: str, load_model: Loader) -> Sought:
-        return load_model(), LM_LOSSES["nll"]()
+        return load_model(), LM_LOSSES["nll"](length_penalty=config["length_penalty"])
 
 
 @dataclass(frozen=True)

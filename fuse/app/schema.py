@@ -15,7 +15,7 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import StringConstraints
 from typing_extensions import Doc
 
-from fuse.app.goals import GOALS
+from fuse.app.goals import GOALS, LengthPenalty
 from fuse.app.hints import ModelId, Path, Pictures, Text, Vector, Verbatim
 from fuse.images import ReadingOptions
 from fuse.options import (
@@ -116,6 +116,7 @@ class RunOptions:
     ]
     target: Annotated[Text | None, Doc("a text whose meaning is sought")]
     label: Annotated[Text | None, Doc("a text that the LM shall say")]
+    length_penalty: LengthPenalty
     init: Annotated[
         Text | None,
         Doc(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from fuse.adapters import Adapter
 from fuse.app.goals import GOALS
 from fuse.app.hints import Config
+from fuse.app.places import cache
 from fuse.app.shard import Shard, own_gpu
 from fuse.app.values import naming
 from fuse.errors import FuseError
@@ -87,6 +89,8 @@ def load(kind: type[M], config: Config, key: str, models: Models) -> M:
     for name in HELD:
         if config[name] not in (None, "none"):
             options[name] = config[name]
+    if getattr(kind, "keeps_proof", False):
+        options["proof_dir"] = Path(cache("gradients"))
     known = (kind, config["model_id"], *where.values(), *options.items())
     if known not in models:
         with naming(key):

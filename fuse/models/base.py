@@ -56,6 +56,8 @@ class Model(ABC):
     """What is sought with such a model, by its name in `fuse.app.goals.GOALS`."""
     load_options: ClassVar[type | None] = None
     """A dataclass of what `load` takes from the configuration beside id, dtype and device."""
+    keeps_proof: ClassVar[bool] = False
+    """Whether `load` takes a `proof_dir`, in which it keeps what it proves of a network."""
 
     supports_prefix_cache = False
     """Whether the model goes on from the `CachedPrefixes` that `prefill` returns."""
@@ -125,6 +127,10 @@ class Model(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the vocabulary and of a sample of every weight."""
+        return self.compute_fingerprint()
+
+    def compute_fingerprint(self) -> str:
+        """Return `fingerprint` as it is now."""
         digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
         for name, weight in sorted(network_state(self.network), key=itemgetter(0)):
             sample = in_double(weight.flatten()[:: max(1, weight.numel() // SAMPLED_NUMBERS)])

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from fuse.models.causal_proof import CausalProof
 from fuse.models.decoder import Decoder
 from fuse.models.gguf_files import SUFFIX
+from fuse.models.kept_proof import settle_once
 from fuse.models.loading import load_network, load_pretrained, loading
 from fuse.models.model_files import read_object
 from fuse.models.predictions import Predictions, state_kind
@@ -33,25 +34,30 @@ class CausalLM(Decoder):
 
     When it is made, short passes show in which ways its network reads as it does plainly.
 
+    Args:
+        network: a causal network of transformers with an output layer.
+        tokenizer: a fast tokenizer of transformers.
+        proof_dir: where what these passes show is kept, where they take over a second; None to
+            make them each time.
+
     Raises:
         FuseError: the network is not causal, changes from pass to pass, or does not read text.
     """
 
     goal = "fluency or label"
+    keeps_proof = True
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, network: Any, tokenizer: Any) -> None:
+    def __init__(self, network: Any, tokenizer: Any, *, proof_dir: Path | None = None) -> None:
         super().__init__(network, tokenizer)
         self._windows = self._layer_windows()
-        may_pack = self._may_pack()
         for turn in (self.acceleration.turn, self.turn_late_logits, self.turn_narrowed_output):
             turn(False)
         self.turn_narrowed_layer(False)
         self.turn_padding(False)
-        proof = CausalProof(self)
-        self.fit_vocabulary(proof.num_predicted, proof.max_length)
-        proof.settle(may_pack=may_pack)
+        proof = CausalProof(self, may_pack=self._may_pack())
+        settle_once(proof_dir, self, proof.prove, proof.apply)
 
     def _layer_windows(self) -> list[int | None]:
         """Return `_windows`; nothing where the layers' caches are not of keys and values."""
@@ -84,11 +90,12 @@ class CausalLM(Decoder):
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        proof_dir: Path | None = None,
         **options: Any,
     ) -> CausalLM:
         """Load a model from a hub id or a local folder; `options` go to `from_pretrained`.
 
-        One that reads pictures, too, reads text alone.
+        `proof_dir` is that of the class. One that reads pictures, too, reads text alone.
 
         Raises:
             FuseError: the model cannot be found or read, or is no causal language model.
@@ -99,7 +106,7 @@ class CausalLM(Decoder):
         auto_class = _auto_class(model_id, **options)
         network = load_network(auto_class, model_id, device, dtype=dtype, **options)
         with loading(model_id):
-            return cls(network, tokenizer)
+            return cls(network, tokenizer, proof_dir=proof_dir)
 
     def predictions(self, inputs: Inputs, read: Bool[Tensor, "b t"]) -> list[Predictions]:
         """Predict the tokens at the positions that `read` marks.

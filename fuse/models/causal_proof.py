@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fuse.errors import FuseError
 from fuse.models.gradient_proof import GradientProof
+from fuse.models.kept_proof import Findings
 from fuse.models.proof import (
     EAGER,
     MAX_REPEATED_ERROR,
@@ -34,37 +35,55 @@ from fuse.types import Ids
 
 
 class CausalProof:
-    """What a causal network predicts when it reads a few rows plainly.
+    """What a causal network predicts when it reads a few rows plainly, and its fast ways to read.
 
     Args:
         model: a CausalLM none of whose fast ways is on.
-
-    Raises:
-        FuseError: the network cannot read a text, or what it says of a token depends on later
-            tokens, or changes from pass to pass.
+        may_pack: whether packing may be tried.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, *, may_pack: bool) -> None:
+        self._model, self._may_pack = model, may_pack
         self._attention = Attention(model.network)
+        self._unpacked: str | None = None
+        """The attention of rows that are not packed; None for that as given."""
+
+    def prove(self) -> Findings:
+        """Turn on the model's fast ways that agree with what it reads plainly.
+
+        Raises:
+            FuseError: the network cannot read a text, or what it says of a token depends on later
+                tokens, or changes from pass to pass.
+        """
+        model = self._model
+        ways: tuple[str, ...] = ()
         self._rows = TrialRows(model)
         row = self._rows.ids[0][: max(1, model.vocabulary.max_length)]
-        self._has_eager = use_eager(self._attention, lambda: self._logits(row))
-        self._unpacked = EAGER if self._has_eager else None
-        """The attention of rows that are not packed; None for that as given."""
+        has_eager = use_eager(self._attention, lambda: self._logits(row))
+        self._unpacked = EAGER if has_eager else None
         with watching_positions(model.network, model.lookups.layers) as limits:
             first = self._logits(row)
-        self.max_length = min(limits, default=sys.maxsize)
-        """How many tokens the network's tables of positions have room for."""
-        self.num_predicted = first.shape[-1]
-        """How many tokens the network predicts."""
+        max_length, num_predicted = min(limits, default=sys.maxsize), first.shape[-1]
         self._check_causal(row, first)
-        self.fits = self._rows.fit and self._rows.inputs.ids.shape[1] <= self.max_length
-        """Whether the rows are short enough for the network."""
-        if self.fits:
+        if self._rows.fit and self._rows.inputs.ids.shape[1] <= max_length:
             others = [self._logits(ids) for ids in self._rows.ids[1:]]
             self._expected = [logits.log_softmax(-1) for logits in (first, *others)]
             self._gradient = self._gradient_proof()
+            model.fit_vocabulary(num_predicted, max_length)
+            ways = self._settle(self._ways(has_eager))
+        else:
+            model.fit_vocabulary(num_predicted, max_length)
+        return Findings(num_predicted, max_length, has_eager, ways, model.no_gradient)
+
+    def apply(self, found: Findings) -> None:
+        """Turn on the fast ways of which it is known that they agree."""
+        self._unpacked = EAGER if found.has_eager else None
+        self._attention.use(self._unpacked)
+        self._model.fit_vocabulary(found.num_predicted, found.max_length)
+        self._model.no_gradient = found.no_gradient
+        for way in self._ways(found.has_eager):
+            if way.name in found.ways:
+                way.turn(True)
 
     def _logits(self, row: Ids) -> Float[Tensor, "t v"]:
         """Read one row plainly."""
@@ -93,32 +112,32 @@ class CausalProof:
 
     # --- the ways --------------------------------------------------------------------------------
 
-    def settle(self, *, may_pack: bool) -> None:
-        """Turn on the model's fast ways that agree with what was read plainly.
-
-        Args:
-            may_pack: whether packing may be tried.
-
-        Raises:
-            FuseError: not even the plain way does.
-        """
-        if not self.fits:
-            return
+    def _ways(self, has_eager: bool) -> list[FastWay]:
+        """Return the fast ways, those first that others need."""
         model = self._model
-        ways = [FastWay("the attention as given", self._turn_attention)] if self._has_eager else []
+        ways = [FastWay("the attention as given", self._turn_attention)] if has_eager else []
         ways.append(FastWay("prepacked weights", model.acceleration.turn))
         ways.append(FastWay("logits of what is read", model.turn_narrowed_output))
         ways.append(FastWay("logits read late", model.turn_late_logits))
         ways.append(FastWay("a narrowed last layer", model.turn_narrowed_layer))
         ways.append(FastWay("padded rows", model.turn_padding))
         ways.append(FastWay("rows that go on from a prefix cache", self._turn_prefix_cache))
-        if may_pack:
+        if self._may_pack:
             ways.append(FastWay("packed rows that go on from it", self._turn_packing))
-        proof = Proof(model.network, self._agrees)
-        if proof.all_agree(ways) or (may_pack and proof.all_agree(ways[:-1])):
-            return
-        model.no_gradient = self._gradient.fault()
-        proof.settle(ways)
+        return ways
+
+    def _settle(self, ways: list[FastWay]) -> tuple[str, ...]:
+        """Turn on the ways that agree with what was read plainly, and return their names.
+
+        Raises:
+            FuseError: not even the plain way does.
+        """
+        proof = Proof(self._model.network, self._agrees)
+        for tried in (ways, ways[:-1]) if self._may_pack else (ways,):
+            if proof.all_agree(tried):
+                return tuple(way.name for way in tried)
+        self._model.no_gradient = self._gradient.fault()
+        return proof.settle(ways)
 
     def _turn_attention(self, on: bool) -> None:
         self._unpacked = None if on else EAGER

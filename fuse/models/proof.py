@@ -64,8 +64,11 @@ class Proof:
             way.turn(False)
         return False
 
-    def settle(self, ways: Sequence[FastWay]) -> None:
+    def settle(self, ways: Sequence[FastWay]) -> tuple[str, ...]:
         """Turn on one way after another, and off again those that do not agree.
+
+        Returns:
+            The names of those that do.
 
         Raises:
             FuseError: the plain way does not agree with itself.
@@ -75,9 +78,13 @@ class Proof:
                 f"network={self._kind}: it reads a text otherwise from pass to pass, or when more "
                 "follows; choose another"
             )
+        kept = []
         for way in ways:
-            if not self._try(way.name, (way,)):
+            if self._try(way.name, (way,)):
+                kept.append(way.name)
+            else:
                 way.turn(False)
+        return tuple(kept)
 
     def _try(self, name: str, ways: Sequence[FastWay]) -> bool:
         """Turn ways on, and say whether results stay the same."""

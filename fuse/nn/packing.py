@@ -41,6 +41,24 @@ class PackingPlan:
 
     Negative where the token does not see the key.
     """
+    real: Bool[Tensor, "r q"]
+    """Which of `tokens` are no padding."""
+
+    def by_group(self) -> list[Int[Tensor, " _"]]:
+        """Return the indices in the packed batch of the tokens of each group."""
+        counts = [count for _, count in self.groups]
+        parts = zip(self.tokens.split(counts), self.real.split(counts), strict=True)
+        return [tokens[real] for tokens, real in parts]
+
+    def unseen(self, window: int | None) -> Bool[Tensor, "r q k"]:
+        """Return which keys each token does not see where it sees so many positions."""
+        return (self.distance < 0) | (self.distance >= (window or inf))
+
+    def num_shared(self, unseen: Bool[Tensor, "r q k"]) -> int:
+        """Return how many of the first cached keys every token sees."""
+        num_cached = unseen.shape[-1] - unseen.shape[1]
+        hidden = unseen[..., :num_cached] & self.real[..., None]
+        return int((hidden.flatten(0, 1).any(0).cumsum(0) == 0).sum())
 
 
 def leftmost(marked: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b q"], Bool[Tensor, "b q"]]:
@@ -67,7 +85,7 @@ def _plan(hits: CacheHits, own: Bool[Tensor, "b t"]) -> PackingPlan:
     groups = list(zip(cache_rows.tolist(), counts.tolist(), strict=True))
     num_cached = hits.prefixes.keys_values[0][0].shape[-2]
     distance = _distance(positions, cached_position, num_cached)
-    return PackingPlan(groups, tokens.clamp_min(0), unpadded, distance)
+    return PackingPlan(groups, tokens.clamp_min(0), unpadded, distance, real)
 
 
 def _distance(
@@ -98,9 +116,12 @@ class PackedLayer(DynamicLayer):
         plan: PackingPlan,
         window: int | None,
         unseen: Bool[Tensor, "r q k"],
+        num_shared: int,
+        by_group: Sequence[Int[Tensor, " _"]],
     ) -> None:
         super().__init__()
         self.plan, self.window, self.unseen = plan, window, unseen
+        self.num_shared, self.by_group = num_shared, by_group
         self.cached_keys, self.cached_values = hits.prefixes.keys_values[layer]
 
 
@@ -114,13 +135,14 @@ def packed_cache(
         windows: for each layer how many positions a token sees, its own one included; None for all.
     """
     plan, layers = _plan(hits, own), range(len(hits.prefixes.keys_values))
-    unseen = {}
+    seen, by_group = {}, plan.by_group()
     for window in {None, *windows}:
-        unseen[window] = (plan.distance < 0) | (plan.distance >= (window or inf))
+        unseen = plan.unseen(window)
+        seen[window] = unseen, plan.num_shared(unseen)
     packed: list[Any] = []
     for layer in layers:
         window = windows[layer] if windows else None
-        packed.append(PackedLayer(hits, layer, plan, window, unseen[window]))
+        packed.append(PackedLayer(hits, layer, plan, window, *seen[window], by_group))
     return Cache(packed)
 
 

@@ -23,6 +23,8 @@ from fuse.nn.packing import PackedLayer, PackingPlan
 
 PREFIX_ATTENTION = "fuse_prefix_attention"
 """The name under which transformers knows this attention."""
+MIN_APART = 64
+"""Keys that all tokens see are attended to apart if they are so many: fewer cost less together."""
 UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some networks ask of their attention and is not offered: caps, sinks, biases of scores."""
 
@@ -112,32 +114,95 @@ def _attend_packed(
     layer: PackedLayer,
     scaling: float | None,
 ) -> Float[Tensor, "1 n h f"]:
-    """Compute softmax attention of a packed batch, each row by itself."""
+    """Compute softmax attention of a packed batch, each row by itself.
+
+    What all tokens see, such as a long prefix, is attended to apart and without a mask; the two
+    parts are joined by their normalisers (cascade attention, as in arXiv 2501.01005, section 3).
+    """
     plan, (rows, _, length, width) = layer.plan, query.shape
     scaled = query * (width**-0.5 if scaling is None else scaling)
     # [g r n e]: heads that share their keys become further queries of the same head
     own_query = _by_row(scaled, plan).unflatten(0, (key.shape[1], -1)).transpose(1, 2).flatten(2, 3)
     own_key, own_value = _by_row(key, plan), _by_row(value, plan)
-    cached_scores = _times_shared(own_query, plan.groups, layer.cached_keys.mT)
+    # The gradient needs the whole softmax
+    num_apart = 0 if scaled.requires_grad else layer.num_shared
+    num_apart *= num_apart >= MIN_APART
+    cached_keys, cached_values = layer.cached_keys, layer.cached_values
+    cached_scores = _times_shared(own_query, plan.groups, cached_keys[:, :, num_apart:].mT)
     scores = torch.cat([cached_scores, own_query @ own_key.mT], -1)
     # The lowest number, not -inf, so that a row which sees nothing gets numbers
     count = plan.tokens.shape[1]
     lowest = torch.finfo(scores.dtype).min
-    scores.unflatten(2, (-1, count)).masked_fill_(layer.unseen[:, None], lowest)
+    unseen = layer.unseen[:, None, :, num_apart:]
+    scores.unflatten(2, (-1, count)).masked_fill_(unseen, lowest)
     dtype = torch.promote_types(scores.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=dtype).to(value)
-    num_cached = layer.cached_keys.shape[-2]
-    out = _times_shared(weights[..., :num_cached], plan.groups, layer.cached_values)
+    num_cached = cached_keys.shape[-2] - num_apart
+    out = _times_shared(weights[..., :num_cached], plan.groups, cached_values[:, :, num_apart:])
     out = out + weights[..., num_cached:] @ own_value
-    # [g r (h/g)q f] to [(r q) h f]
-    by_token = out.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
-    return by_token.index_select(0, plan.unpadded).view(rows, length, *by_token.shape[1:])
+    by_token = _by_token(out, plan)
+    if num_apart:
+        log_normaliser = _by_token(scores.logsumexp(-1)[..., None], plan)[..., 0]
+        apart, log_normaliser_apart = _attend_apart(scaled[0], layer, num_apart)
+        share = (log_normaliser_apart - log_normaliser).sigmoid()
+        by_token = by_token.lerp(apart, share[..., None].to(apart))
+    return by_token.view(rows, length, *by_token.shape[1:])
 
 
 def _by_row(states: Float[Tensor, "b h t e"], plan: PackingPlan) -> Float[Tensor, "h r q e"]:
     """Return the states of the tokens of each row."""
     states = states.transpose(0, 1).flatten(1, 2)
     return states.index_select(1, plan.tokens.flatten()).unflatten(1, plan.tokens.shape)
+
+
+def _by_token(states: Float[Tensor, "g r i f"], plan: PackingPlan) -> Float[Tensor, "n h f"]:
+    """Return what was computed for the own tokens of each row, token by token of the batch."""
+    count = plan.tokens.shape[1]
+    # [g r (h/g)q f] to [(r q) h f]
+    found = states.unflatten(2, (-1, count)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
+    return found.index_select(0, plan.unpadded)
+
+
+def _attend_apart(
+    query: Float[Tensor, "h n e"], layer: PackedLayer, count: int
+) -> tuple[Float[Tensor, "n h f"], Float[Tensor, "n h"]]:
+    """Attend to the first `count` cached keys, all of which every token sees.
+
+    Returns:
+        The values, weighted, and the logarithms of the softmax's normalisers.
+    """
+    num_keys = layer.cached_keys.shape[1]
+    found = []
+    for (row, _), tokens in zip(layer.plan.groups, layer.by_group, strict=True):
+        if not len(tokens):
+            continue
+        own = query.index_select(1, tokens).unflatten(0, (num_keys, -1)).flatten(1, 2)
+        keys, values = layer.cached_keys[row, :, :count], layer.cached_values[row, :, :count]
+        both = _plain_attention(own, keys, values)
+        # [g (h/g)m f] to [m h f]
+        found.append([one.unflatten(1, (-1, len(tokens))).flatten(0, 1) for one in both])
+    order = torch.cat(list(layer.by_group)).argsort()
+    out, log_normaliser = (torch.cat(one, 1)[:, order] for one in zip(*found, strict=True))
+    return out.transpose(0, 1), log_normaliser.T
+
+
+def _plain_attention(
+    query: Float[Tensor, "g n e"], keys: Float[Tensor, "g k e"], values: Float[Tensor, "g k f"]
+) -> tuple[Float[Tensor, "g n f"], Float[Tensor, "g n"]]:
+    """Attend without a mask.
+
+    Returns:
+        The values, weighted, and the logarithms of the softmax's normalisers.
+    """
+    if query.device.type == "cpu" and values.shape == keys.shape:
+        # torch's own kernel keeps the scores in the processor's caches
+        out, log_normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[None], keys[None], values[None], scale=1.0
+        )
+        return out[0], log_normaliser[0]
+    scores = query @ keys.mT
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(-1, dtype=dtype).to(values) @ values, scores.to(dtype).logsumexp(-1)
 
 
 def _times_shared(

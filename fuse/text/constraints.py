@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.errors import FuseError
-from fuse.options import Words
+from fuse.options import CountOrNone, Words
 from fuse.text.vocabulary import Vocabulary, require_text
 from fuse.types import Ids
 
@@ -34,6 +34,8 @@ class Constraints:
         allow: words and signs that the prompt is made of, whatever their case; empty for no such
             list.
         must: words that a finished prompt holds, whatever their case.
+        capital: the first sign is a capital letter or a digit, as a sentence's is.
+        no_repeat_ngram_size: no so many tokens in a row occur twice; 0: they may.
         endings: signs with which a finished prompt ends; with neither of the two every prompt is
             finished. Unlike the other rules they do not refuse a prompt: what grows is unfinished
             until it ends. But a finished prompt is never edited into an unfinished one, and a
@@ -48,6 +50,10 @@ class Constraints:
     block: Annotated[Sequence[Word], Doc("words that it does not hold")] = ()
     allow: Annotated[Sequence[Word], Doc("words and signs that it is made of; []: any")] = ()
     must: Annotated[Sequence[Word], Doc("words that a whole text holds")] = ()
+    capital: Annotated[bool, Doc("begins with a capital letter or a digit")] = False
+    no_repeat_ngram_size: Annotated[
+        CountOrNone, Doc("no so many tokens in a row occur twice; 0: they may")
+    ] = 0
     endings: Annotated[
         Sequence[Word], Doc('with what a whole text ends, such as [".", "!", "?"]; []: anything')
     ] = ()
@@ -149,6 +155,16 @@ class Constraints:
         found = [text in endings for text in vocabulary.token_texts]
         return vocabulary.allowed & torch.tensor(found, device=vocabulary.allowed.device)
 
+    def may_begin(self, vocabulary: Vocabulary) -> Bool[Tensor, " v"]:
+        """Return the tokens with which a prompt may begin, as far as `capital` is concerned."""
+        found = [self._begins(text) for text in vocabulary.token_texts]
+        return torch.tensor(found, device=vocabulary.allowed.device)
+
+    def _begins(self, text: str) -> bool:
+        """Return whether a text begins as `capital` has it."""
+        first = text.lstrip()[:1]
+        return not self.capital or not first or first.isupper() or first.isdigit()
+
     def _allows(self, text: str) -> bool:
         """Return whether a token's text obeys `ascii` and `words`."""
         return (not self.ascii or text.isascii()) and (not self.words or text.strip().isalpha())
@@ -160,6 +176,10 @@ class Constraints:
             text: what the row spells.
         """
         if self.words and len(text.split()) != len(row):
+            return False
+        if not self._begins(text):
+            return False
+        if self.no_repeat_ngram_size and _repeats(row, self.no_repeat_ngram_size):
             return False
         folded = text.casefold()
         words, others = self._blocked
@@ -178,6 +198,12 @@ def _casefolded(texts: Sequence[str]) -> set[str]:
 def _listed(texts: Sequence[str]) -> Sequence[str]:
     """Return a list of texts; a single one may stand for itself."""
     return [texts] if isinstance(texts, str) else texts
+
+
+def _repeats(row: Ids, size: int) -> bool:
+    """Return whether so many tokens in a row occur twice."""
+    ngrams = [row[i : i + size] for i in range(len(row) - size + 1)]
+    return len(set(ngrams)) < len(ngrams)
 
 
 def _is_made_of(text: str, listed: set[str]) -> bool:

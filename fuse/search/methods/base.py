@@ -121,7 +121,7 @@ def random_prompt(guide: Guide, length: int, rng: torch.Generator) -> Ids:
     guide.check_length(length)
     prompt: Ids = ()
     while len(prompt) < length:
-        tokens = (guide.begins_word if prompt else guide.allowed).nonzero().flatten().cpu()
+        tokens = (guide.begins_word if prompt else guide.may_begin).nonzero().flatten().cpu()
         drawn = tokens[torch.randint(len(tokens), (DRAWN_AT_ONCE,), generator=rng)].tolist()
         longer = first_valid([(*prompt, token) for token in drawn], guide, DRAWN_AT_ONCE)
         if not longer and guide.long_words:

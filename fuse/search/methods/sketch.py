@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from fuse.guide import Guide
-from fuse.options import Count, NotNegative, Whole, check_options
+from fuse.options import Count, CountOrNone, NotNegative, Whole, check_options
 from fuse.search.methods.base import Method
 from fuse.text.constraints import spellings
 from fuse.types import Candidates, Evaluation, Ids
@@ -37,6 +37,8 @@ class SketchState:
     words: tuple[str, ...] = ()
     match: float = math.inf
     """The secondaries' loss of the words alone."""
+    revised: int | None = None
+    """How many words were reconsidered, one after another; None while words are added."""
     writing: bool = False
     rows: tuple[Ids, ...] = ((),)
     nll: tuple[float, ...] = (0.0,)
@@ -52,22 +54,25 @@ class Sketch(Method):
     """Collect words whose bag matches the secondaries, then write texts that hold them.
 
     Words are added one a step, each the best of half of `search_width` by the secondaries' loss of
-    all words so far; these are shortlisted by the gradient. Then texts are written from left to
-    right, by beam search over `rows` beginnings. A beginning is judged by what it can become: the
-    secondaries read it together with the words that it does not hold yet, and the primary's loss is
-    expected to be (-log p(beginning) + `word_cost` m) / (tokens + `word_length` m + 1) with m
-    missing words. Next tokens are shortlisted by log p(token | beginning) - z(gradient), the words'
-    own first. Scored are the words, as they grow, and then the beginnings, with an ending where one
-    is asked for. The method ends where no text is expected to become better than the best of these.
+    all words so far; these are shortlisted by the gradient. Then, `rounds` times, each word gives
+    way to the best one in its place. Then texts are written from left to right, by beam search over
+    `rows` beginnings. A beginning is judged by what it can become: the secondaries read it together
+    with the words that it does not hold yet, and the primary's loss is expected to be (-log
+    p(beginning) + `word_cost` m) / (tokens + `word_length` m + 1) with m missing words, the length
+    to the power of the primary's `length_penalty`. Next tokens are shortlisted by log p(token |
+    beginning) - z(gradient), the words' own first. Scored are the words, as they grow, and then the
+    beginnings, with an ending where one is asked for. The method ends where no text is expected to
+    become better than the best of these.
     """
 
     greedy_only: ClassVar[bool] = True
     search_width: Annotated[Count, Doc("beginnings that are judged in one step")] = 128
     rows: Annotated[Count, Doc("beginnings that are kept")] = 12
     words: Annotated[Count, Doc("words that are collected, at most")] = 7
+    rounds: Annotated[CountOrNone, Doc("how often each word is reconsidered")] = 1
     word_cost: Annotated[NotNegative, Doc("expected -log p of a missing word, in nats")] = 8.0
     word_length: Annotated[NotNegative, Doc("expected tokens for a missing word")] = 1.3
-    steps: Annotated[Whole, Doc("at most")] = 32
+    steps: Annotated[Whole, Doc("at most")] = 40
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -100,20 +105,43 @@ class Sketch(Method):
     # --- words -----------------------------------------------------------------------------------
 
     def _collect(self, state: SketchState, guide: Guide) -> Candidates:
-        """Add the word that lowers the secondaries' loss most, or begin to write."""
-        text = " ".join(state.words)
-        bag = guide.vocabulary.encode_ids([text])[0] if text else ()
+        """Add the word that lowers the secondaries' loss most; when no further one does, put the
+        best one in the place of each, word after word.
+        """
+        revised, count = state.revised, len(state.words)
+        at = count if revised is None else revised % count
+        words, match, num_judged = self._best_word(state, at, guide)
+        if revised is not None:
+            revised += 1
+        elif not match < state.match * (1 - MIN_GAIN):
+            words, match, revised = state.words, state.match, 0
+        elif len(words) == self.words:
+            revised = 0
+        done = revised is not None and revised >= self.rounds * len(words)
+        new = replace(state, words=words, match=match, revised=revised, writing=done)
+        text = " ".join(words)
+        if guide.constraints.capital:
+            text = text[:1].upper() + text[1:]
+        rows = [row for row in guide.spelled([text]) if row] if words != state.words else []
+        return Candidates(rows, [0] * len(rows), new, num_judged=num_judged)
+
+    def _best_word(
+        self, state: SketchState, at: int, guide: Guide
+    ) -> tuple[tuple[str, ...], float, int]:
+        """Return the words with the best one put at a place, their loss, and how many were tried.
+
+        The word that stands there is tried, too.
+        """
+        before, own, behind = state.words[:at], state.words[at : at + 1], state.words[at + 1 :]
+        others = (*before, *behind)
+        bag = guide.vocabulary.encode_ids([" ".join(others)])[0] if others else ()
         (pull,) = guide.pull([(*bag, guide.filler)], [len(bag)])
-        offered = self._shortlist(pull, state.words, guide)
-        losses = guide.match([" ".join([*state.words, word]) for word in offered])
-        best = int(losses.argmin()) if offered else 0
-        if not offered or not float(losses[best]) < state.match * (1 - MIN_GAIN):
-            return Candidates(state=replace(state, writing=True), num_judged=len(offered))
-        words = (*state.words, offered[best])
-        full = len(words) == self.words
-        new = replace(state, words=words, match=float(losses[best]), writing=full)
-        rows = [row for row in guide.spelled([" ".join(words)]) if row]
-        return Candidates(rows, [0] * len(rows), new, num_judged=len(offered))
+        offered = list(dict.fromkeys([*own, *self._shortlist(pull, others, guide)]))
+        if not offered:
+            return state.words, math.inf, 0
+        losses = guide.match([" ".join([*before, word, *behind]) for word in offered])
+        best = int(losses.argmin())
+        return (*before, offered[best], *behind), float(losses[best]), len(offered)
 
     def _shortlist(
         self, pull: Float[Tensor, " v"], present: Sequence[str], guide: Guide
@@ -158,7 +186,7 @@ class Sketch(Method):
         """Return the row and the token of each continuation that is judged."""
         filled = [(*row, guide.filler) for row in state.rows]
         ranking = log_probs + guide.pull(filled, [len(row) for row in state.rows]).cpu()
-        allowed = guide.allowed.cpu().clone()
+        allowed = (guide.allowed if any(state.rows) else guide.may_begin).cpu().clone()
         allowed[guide.ending_tokens] = False
         likeliest = log_probs.masked_fill(~allowed, -torch.inf).amax(1, keepdim=True)
         possible = allowed & (log_probs > likeliest - MAX_UNLIKELY)
@@ -186,7 +214,7 @@ class Sketch(Method):
         for row, cost, own, match in zip(rows, nll, left, guide.match(texts).tolist(), strict=True):
             total = cost + self.word_cost * len(own)
             length = len(row) + self.word_length * len(own) + 1
-            found.append(guide.primary_weight * total / length + match)
+            found.append(guide.primary_loss(total, length) + match)
         return found
 
     def _select(self, estimates: Sequence[float], parents: Sequence[int]) -> list[int]:
