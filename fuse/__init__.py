@@ -32,6 +32,7 @@ _MODULE_OF = {
     "Captioner": "fuse.models",
     "ReadingOptions": "fuse.images",
     "open_image": "fuse.images",
+    "replica": "fuse.models.replica",
     "DenoisingError": "fuse.losses",
     "Engine": "fuse.engine",
     "Objective": "fuse.objective",

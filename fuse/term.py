@@ -40,6 +40,7 @@ class Term:
         precise: the same model in a finer type; it scores the best candidates again.
         prefix_cache: False to read every row whole; changes no result.
         packing: False to pad the rows of a batch; changes no result.
+        replicas: copies of the model (`fuse.replica`) that score batches beside it.
 
     Raises:
         FuseError: prefix, suffix and label leave no room for a prompt; a weight that is no number
@@ -61,6 +62,7 @@ class Term:
         precise: Model | None = None,
         prefix_cache: bool = True,
         packing: bool = True,
+        replicas: Sequence[Model] = (),
     ) -> None:
         self.model = model
         self.loss = loss
@@ -76,11 +78,12 @@ class Term:
                 "is predicted; give start=auto, or a prefix"
             )
 
-        def engine(model: Model) -> Engine:
-            options = {"prefix_cache": prefix_cache, "packing": packing}
+        def engine(model: Model, replicas: Sequence[Model] = ()) -> Engine:
+            options: dict[str, Any] = {"prefix_cache": prefix_cache, "packing": packing}
+            options["replicas"] = replicas
             return Engine(model, loss, self.surroundings, batch_size, **options)
 
-        self.engine = engine(model)
+        self.engine = engine(model, replicas)
         self.precise = self.engine if precise is None else engine(precise)
         fixed, limit = len(self.surroundings.ids), self.vocabulary.max_length
         if fixed >= limit:

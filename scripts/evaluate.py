@@ -75,7 +75,10 @@ def measured(
     """Return the numbers of a run by their names; what could not be measured joins `missing`."""
     records = read_results(path, options.images)
     if options.references is not None:
+        num = len(records)
         records = with_references(records, options.references)
+        if len(records) < num:
+            missing[f"{num - len(records)} of {num} texts of {path}"] = "no reference is given"
     compared = [record for record in records if record.references]
     shown = [record for record in records if record.picture is not None]
     found: dict[str, Estimate] = {}

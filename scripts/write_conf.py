@@ -68,7 +68,9 @@ def described(path: Path) -> dict[str, Option]:
     if path.name == "config.yaml":
         return schema.run_options()
     if path.name == "probe.yaml":
-        return options_of(Probe)
+        return options_of(Probe) | options_of(schema.Exact)
+    if path.name == "exact.yaml":
+        return options_of(schema.Exact)
     if path.name == "auto.yaml":
         return options_of(schema.AutoStrategy)
     found: dict[str, Option] = {}
@@ -161,6 +163,7 @@ def help_file() -> str:
     for name, kind in ADAPTERS.items():
         own = options_of(schema.AdapterFiles) | options_of(kind.settings)
         lines += ["", f"adapter={name}:", *_help_lines("adapter.", own)]
+    lines += ["", "scoring:", *_help_lines("scoring.", options_of(schema.Exact))]
     lines += ["", "scoring=probe:", *_help_lines("scoring.", options_of(Probe))]
     lines += _help_lines("scoring.draft.", options_of(schema.DraftOptions))
     body = "\n".join(f"  {line}".rstrip() for line in [*lines, "", "$FLAGS_HELP"])

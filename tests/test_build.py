@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from conftest import ROOT
 import fuse
 from fuse import registry
 from fuse.app.build import build
+from fuse.app.command import into_another_folder, resumed
 from fuse.app.config import compose
 from fuse.app.goals import GOALS
+from fuse.app.run_folder import differences
+from fuse.app.terms import Models
 from fuse.registry import ADAPTERS, METHODS, MODELS, STRATEGIES
 
 
@@ -135,6 +140,34 @@ def test_the_draft_is_the_primary_with_another_model() -> None:
     assert search.probe.draft.template == search.objective.primary.template
     assert search.probe.draft.loss == search.objective.primary.loss
     assert search.probe.draft.model.size < search.objective.primary.model.size / 4
+
+
+def test_workers_have_copies_of_every_model_which_are_made_once(tmp_path: Path) -> None:
+    models: Models = {}
+    found = []
+    for seed in (0, 1):
+        config = composed("scoring.workers=3", f"seed={seed}", f"adapter.cache_dir={tmp_path}")
+        terms = build(config, models=models).objective.terms.values()
+        found.append([term.engine.runner.workers.models for term in terms])
+    assert [len(one) for one in found[0]] == [3, 3]
+    assert found[0] == found[1]
+
+
+def test_a_run_goes_on_with_other_workers(tmp_path: Path) -> None:
+    """Also one of a version that knew of none."""
+    saved = composed()
+    del saved["scoring"]["workers"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert differences(saved, composed("scoring.workers=2")) == []
+    for given, expected in (([], 1), (["scoring.workers=2"], 2)):
+        config = {**composed(*given), "resume": str(tmp_path)}
+        assert resumed(config, tmp_path, given)["scoring"]["workers"] == expected
+
+
+def test_a_run_folder_without_room_is_named() -> None:
+    problems: list[str] = []
+    into_another_folder(OSError(errno.ENOSPC, "No space left on device"), problems)
+    assert problems[0].startswith("the run folder: could not be written (No space left")
 
 
 def test_without_a_draft_the_primary_guesses_if_it_can() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,80 @@ def test_cider_is_that_of_its_library(run: Path) -> None:
     found = overlap.cider(records(run))
     assert found == pytest.approx(list(each), abs=1e-6)
     assert sum(found) / 3 == pytest.approx(float(score), abs=1e-6)
+
+
+@pytest.mark.full
+def test_meteor_is_that_of_its_own_command(run: Path) -> None:
+    module = pytest.importorskip("pycocoevalcap.meteor.meteor", reason="of the extra `evaluate`")
+    if shutil.which("java") is None:
+        pytest.skip("METEOR is a program in Java, and there is no java here")
+    # It takes references of all texts in turn, as many of each
+    padded = [one + [one[0]] * (2 - len(one)) for one in REFERENCES]
+    (run / "texts").write_text("\n".join(text.removesuffix(" .") for text in TEXTS))
+    (run / "right").write_text("\n".join(one for both in padded for one in both))
+    jar = Path(module.__file__).parent / module.METEOR_JAR
+    command = ["java", "-Xmx2G", "-jar", str(jar), "texts", "right", "-r", "2", "-l", "en", "-norm"]
+    done = subprocess.run(command, cwd=run, capture_output=True, text=True, check=True)
+    expected = [float(line.split()[-1]) for line in done.stdout.splitlines() if "Segment" in line]
+    assert overlap.meteor(records(run)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 1\n"])
+def test_a_metric_that_cannot_be_had_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    pytest.importorskip("pycocoevalcap.meteor.meteor", reason="of the extra `evaluate`")
+    monkeypatch.setenv("PATH", str(run))
+    if program is not None:
+        (run / "java").write_text(program)
+        (run / "java").chmod(0o755)
+    arguments = [str(run), "--references", str(run / "right.jsonl"), "--resamples", "2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    evaluate.main()
+    printed = capsys.readouterr()
+    assert "CIDEr" in printed.out and "METEOR" not in printed.out
+    told = {line.split(": ")[1]: line for line in printed.err.splitlines()}
+    assert "pip install -e '.[evaluate]'" in told["BLEU"]
+    assert "Java" in told["METEOR"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "reason"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.png"}', "a.png has no text"),
+        ("metadata.jsonl", '{"text": "a house"}', "a row without `file_name` and `row`"),
+        ("metadata.jsonl", "{", "line 1 is no JSON object"),
+        ("right.jsonl", "[1]", "line 1 is no JSON object"),
+        ("right.jsonl", '{"file_name": "a.png"}', "a.png has no references"),
+        ("right.jsonl", '{"file_name": "a.png", "references": [1]}', "a.png has no references"),
+        ("right.jsonl", '{"file_name": "z.png", "text": "x"}', "has none for a.png"),
+        ("right.jsonl", "\udcff", "it is no UTF-8"),
+        ("right.jsonl", None, "No such file"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str | None, reason: str
+) -> None:
+    if line is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(line.encode(errors="surrogateescape"))
+    arguments = [str(run), "--references", str(run / "right.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(SystemExit, match=f"^error: .*{reason}"):
+        evaluate.main()
+
+
+def test_texts_without_references_are_told(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "right.jsonl").write_text('{"file_name": "a.png", "text": "a house"}\n')
+    arguments = [str(run), "--references", str(run / "right.jsonl"), "--resamples", "2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    monkeypatch.setattr(overlap, "PER_TEXT", {})
+    evaluate.main()
+    assert f"2 of 3 texts of {run}: no reference is given" in capsys.readouterr().err
 
 
 def test_judges_are_the_models_own_numbers(

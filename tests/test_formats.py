@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fuse.app.formats import coco
+from fuse.app.formats.done import Done
 from fuse.app.formats.files import ResultFiles
 from fuse.app.items import Item, Items
 from fuse.app.run_folder import RunFolder, remove_half_written
@@ -122,6 +123,46 @@ def test_a_sidecar_replaces_nothing_that_is_not_ours(run: Path) -> None:
     files(run, some(*NAMES), formats=[], sidecar="overwrite")[0].write()
     assert (pictures / "b.txt").read_text() == TEXT + "\n"
     assert sorted(path.name for path in pictures.glob(".*")) == []
+
+
+def test_pictures_that_would_share_a_sidecar_are_told(run: Path) -> None:
+    pictures = run.parent / "in"
+    other = picture(pictures / "a.jpg")
+    leave(run / "a.jpg", {"file_name": "a.jpg"}, "another", image=str(other))
+    writer, problems = files(run, some(*NAMES, "a.jpg"), formats=[], sidecar="overwrite")
+    writer.write()
+    writer.write()
+    assert (pictures / "a.txt").read_text() == TEXT + "\n"
+    assert len(problems) == 1 and "a.png, and a.jpg would have the same file" in problems[0]
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".png", "caf\udce9.png", "two\nlines\t.png"])
+def test_odd_names_are_in_every_file_and_beside_the_picture(tmp_path: Path, name: str) -> None:
+    """The longest name that there is; bytes that are no Unicode; signs that no line holds."""
+    path, run = picture(tmp_path / "in" / name), tmp_path / "run"
+    leave(run / "odd", {"file_name": name}, image=str(path))
+    writer, problems = files(run, some("odd"), sidecar=True)
+    writer.write()
+    assert problems == []
+    assert path.with_suffix(".txt").read_text() == TEXT + "\n"
+    shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    (row,) = datasets.load_dataset(
+        "json",
+        data_files=str(run / "metadata.jsonl"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert row["file_name"] == shown
+    with (run / "results.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["file_name"] == shown
+    assert json.loads((run / "coco_results.json").read_bytes())[0]["image_id"] == shown
+
+
+def test_a_row_is_unicode(tmp_path: Path) -> None:
+    leave(tmp_path, {"target": "a\ud800b", "row": 3}, text="\udce9")
+    done = Done.of(tmp_path, json.loads((tmp_path / "result.json").read_text()))
+    assert done is not None
+    assert (done.row["target"], done.row["text"], done.row["row"]) == ("a\\ud800b", "\\xe9", 3)
 
 
 def test_what_cannot_be_written_is_told_once(run: Path) -> None:

@@ -157,6 +157,26 @@ def test_rows_of_a_webdataset_and_of_an_image_folder_are_pictures(tmp_path: Path
         items(data=str(tmp_path / "folder"), split="no")
 
 
+def test_files_of_a_folder_that_are_no_rows_are_named(tmp_path: Path) -> None:
+    for name in ("a.png", "no suffix", ".hidden.png"):
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "empty.gif").touch()
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "round").symlink_to(".")
+    note = items_of(config(data=str(tmp_path))).note
+    assert note is not None and note.startswith("4 files skipped: ")
+    for name, reason in {
+        ".hidden.png": "begins with",
+        "gone.png": "a link to nowhere",
+        "no suffix": "no suffix of a picture",
+        "notes.md": "not a picture",
+    }.items():
+        assert f"{name} (" in note
+        assert reason in note.partition(f"{name} (")[2]
+    assert "a.png" not in note
+
+
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "blank.txt").write_text("\n")

@@ -74,9 +74,10 @@ def build(
     generator = torch.Generator().manual_seed(config["seed"])
     secondaries = {}
     refine = _refine(config["refine"]) if (config.get("refine") or {}).get("name") else None
-    primary = term_of(config[PRIMARY], PRIMARY, models)
+    workers = config["scoring"]["workers"]
+    primary = term_of(config[PRIMARY], PRIMARY, models, workers)
     for name, entry in config["secondary"].items():
-        secondaries[name] = term_of(entry, f"secondary.{name}", models)
+        secondaries[name] = term_of(entry, f"secondary.{name}", models, workers)
     constraints = make({"": Constraints}, {"name": "", **config["constraints"]}, "constraints")
     objective = Objective(primary, secondaries, constraints)
     probe = _probe(config, models)
@@ -209,9 +210,10 @@ def _probe(config: Config, models: Models) -> Probe | None:
     options = dict(config["scoring"])
     if options["name"] == "exact":
         return None
-    draft = options.pop("draft")
+    draft, workers = options.pop("draft"), options.pop("workers")
     if draft["model_id"] is not None:
-        options["draft"] = term_of({**config[PRIMARY], **draft}, "scoring.draft", models)
+        entry = {**config[PRIMARY], **draft}
+        options["draft"] = term_of(entry, "scoring.draft", models, workers)
     return make({"probe": Probe}, options, "scoring")
 
 

@@ -119,8 +119,8 @@ class Check:
         if not isinstance(values, Mapping) or values.get("name") != "probe":
             self._part(values, {"exact": Exact, "probe": Probe}, key)
             return
-        own = {name: value for name, value in values.items() if name != "draft"}
-        self._part(own, {"probe": Probe}, key)
+        own = {name: value for name, value in values.items() if name not in ("name", "draft")}
+        self._section(own, options_of(Probe) | options_of(Exact), key, nullable=True)
         self._section(values.get("draft"), options_of(DraftOptions), f"{key}.draft")
 
     def _adapter(self, values: Any, key: str) -> None:

@@ -58,7 +58,8 @@ def run(session: Session) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        session.fail(f"{error.filename}: {error.strerror}; choose another folder")
+        where = error.filename or "the run folder"
+        session.fail(f"{where}: {error.strerror}; choose another folder")
     except Exception as error:
         if not set(MULTIRUN) & set(sys.argv):
             raise
@@ -136,7 +137,11 @@ def resumed(config: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
         )
     free = {name: config[name] for name in (*LIMITS, *OUTPUT, *VIEWS) if name in given}
     new = {name: config[name] for name in VIEWS if name not in saved}
-    return {**saved, **new, **free, "resume": None, "dry_run": config["dry_run"]}
+    scoring = {"workers": 1, **saved["scoring"]}  # how it is computed, not what
+    if "scoring.workers" in given:
+        scoring["workers"] = config["scoring"]["workers"]
+    more = {"scoring": scoring, "resume": None, "dry_run": config["dry_run"]}
+    return {**saved, **new, **free, **more}
 
 
 def first_overrides(folder: Path) -> list[str]:
@@ -188,7 +193,8 @@ def into_another_folder(error: OSError, problems: list[str]) -> list[str]:
     other = tempfile.mkdtemp(prefix="fuse-")
     reason = error.strerror or type(error).__name__
     problems.append(
-        f"{error.filename}: could not be written ({reason}); the results are in {other}"
+        f"{error.filename or 'the run folder'}: could not be written ({reason}); "
+        f"the results are in {other}"
     )
     value = encoded(other)
     return [f"hydra.run.dir={value}", f"hydra.sweep.dir={value}", "hydra.output_subdir=null"]

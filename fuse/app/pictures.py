@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -22,6 +23,7 @@ _RUN_FILES = (CHECKPOINT, CONFIG, LOCK, RESULT, TRACE, JOB, PAGE, INDEX, ".hydra
               "find_prompt.log", "metadata.jsonl", "results.csv", "coco_results.json", "dataset",
               "word_cloud.png")  # fmt: skip
 """Names that a run folder uses itself."""
+PASSED_BY = "its name begins with . or __, or has no suffix of a picture"
 _UNSAFE = frozenset('/\\:*?"<>|')
 """What some file system does not take in a name."""
 
@@ -188,6 +190,25 @@ def _why_skipped(path: Path, nested: bool) -> str | None:
     if promised:
         return None  # a result, or a line that says what is wrong
     return why_no_file(path) or why_not_read(path)
+
+
+def note_of_others(folder: Path, taken: Collection[str]) -> str | None:
+    """Return one line about the files of a folder, and of those within, that are not among the
+    pictures taken from it; None if there are no others.
+    """
+    from fuse.images.reading import why_no_file, why_not_read
+
+    skipped: list[Skipped] = []
+    for where, _, names in sorted(os.walk(folder)):  # follows no links, which may lead in a circle
+        for name in sorted(names):
+            path = Path(where, name)
+            if str(path) in taken or name.startswith("metadata."):
+                continue
+            reason = ""
+            if len(skipped) < MOST_NAMED:
+                reason = why_no_file(path) or why_not_read(path) or PASSED_BY
+            skipped.append(Skipped(path, reason))
+    return Pictures({}, tuple(skipped)).note
 
 
 def _by_unique_name(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuse import hub
 from fuse.app.items import Item, Items, numbered
+from fuse.app.pictures import note_of_others
 from fuse.errors import FuseError
 from fuse.models.model_files import first_line
 from fuse.options import shown
@@ -61,7 +62,7 @@ def row_items(
         for index, row in enumerate(source.rows(name)):
             yield _item(index, row[name], source.root, KEYS[_kind(first[name]) or "text"])
 
-    return Items(each, source.count())
+    return Items(each, source.count(), note=source.note())
 
 
 class _Source:
@@ -87,6 +88,7 @@ class _Source:
 
             datasets.disable_progress_bars()
             found = datasets.load_dataset(source, streaming=True, **options)
+            self._has_splits = len(found) > 1
             self._stream: IterableDataset = self._chosen(found, split).decode(False)
 
     def _local(self, path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -127,6 +129,15 @@ class _Source:
         stream = self._stream if column is None else self._stream.select_columns([column])
         with self._complaining():
             yield from stream
+
+    def note(self) -> str | None:
+        """Return one line about the files of a folder of pictures that are none of its rows."""
+        if self._builder != "imagefolder" or self._has_splits:
+            return None
+        taken = set()
+        for row in self.rows():
+            taken |= {value["path"] for value in row.values() if _kind(value) == "picture"}
+        return note_of_others(self.root, taken)
 
     def count(self) -> int | None:
         """Return how many rows there are; None where that takes reading them all."""

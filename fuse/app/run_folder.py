@@ -28,7 +28,7 @@ OUTPUT = ("formats", "sidecar", "metric")
 """What tells of a run's results: a resume may change it, too."""
 VIEWS = ("quiet", "report", "tensorboard", "wandb", "trackio")
 """What shows a run, and changes nothing of it."""
-NOT_COMPARED = (*LIMITS, *OUTPUT, *VIEWS, "resume", "dry_run")
+NOT_COMPARED = {*LIMITS, *OUTPUT, *VIEWS, "resume", "dry_run", "scoring.workers"}
 CONFIG, RESULT, TRACE, CHECKPOINT = (
     "config.json",
     "result.json",
@@ -268,7 +268,8 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
     old, new = flat(anchored(saved)), flat(anchored(given))
     found = []
     for key in sorted({*old, *new}, key=lambda key: (not key.endswith(".name"), key)):
-        if key.partition(".")[0] not in NOT_COMPARED and old.get(key) != new.get(key):
+        compared = NOT_COMPARED.isdisjoint((key, key.partition(".")[0]))
+        if compared and old.get(key) != new.get(key):
             found.append(f"{key}={new.get(key)} (there {old.get(key)})")
     return found
 

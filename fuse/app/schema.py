@@ -265,6 +265,16 @@ class AutoStrategy:
 class Exact:
     """Every candidate is scored."""
 
+    workers: Annotated[
+        int,
+        Ge(1),
+        Le(256),
+        Doc(
+            "threads that share the candidates of a search, each with a copy of every network; on "
+            "several GPUs one each"
+        ),
+    ] = 1
+
 
 @dataclass(frozen=True)
 class DraftOptions(LoadOptions):

@@ -119,6 +119,8 @@ class Session:
             except FuseError as error:
                 self.fail(str(error))
             code = max(self._codes[before[0] :], default=0)
+            if self.stop.signal:
+                code = 128 + self.stop.signal
             failures = self._failures[before[1] :]
             text = done[0].row["text"] if len(done) == 1 else ""
             outcome = JobOutcome(number, overrides, code, failures, job.value, len(done), text)

@@ -11,11 +11,12 @@ from fuse.adapters import Adapter
 from fuse.app.goals import GOALS
 from fuse.app.hints import Config
 from fuse.app.places import cache
-from fuse.app.shard import own_gpu
+from fuse.app.shard import Shard, own_gpu
 from fuse.app.values import naming
 from fuse.errors import FuseError
 from fuse.images import ReadingOptions, open_image
 from fuse.models import Captioner, Model, chat
+from fuse.models.replica import replica
 from fuse.options import options_of
 from fuse.registry import MODELS
 from fuse.term import Term
@@ -33,8 +34,12 @@ Models = dict[tuple[Any, ...], "Model | Captioner | Adapter"]
 M = TypeVar("M", bound="Model | Captioner")
 
 
-def term_of(config: Config, key: str, models: Models) -> Term:
-    """Return the term of one entry of the configuration."""
+def term_of(config: Config, key: str, models: Models, workers: int = 1) -> Term:
+    """Return the term of one entry of the configuration.
+
+    Args:
+        workers: how many threads score its rows, each with a copy of the network.
+    """
     kind, precise = MODELS[config["kind"]], None
     goal = GOALS[kind.goal].sought
     model, loss = goal(config, key, lambda: load(kind, config, key, models))
@@ -51,7 +56,21 @@ def term_of(config: Config, key: str, models: Models) -> Term:
             precise=precise,
             prefix_cache=config["prefix_cache"],
             packing=config["packing"],
+            replicas=_replicas(model, workers - 1),
         )
+
+
+def _replicas(model: Model, count: int) -> list[Model]:
+    """Return so many copies of a model, which are made once; on several GPUs that are all of this
+    process one GPU after the other.
+    """
+    own, num_gpus = model.device, torch.cuda.device_count()
+    for number in range(len(model.replicas) + 1, count + 1):
+        device = own
+        if own.type == "cuda" and num_gpus > 1 and Shard.of_process().num == 1:
+            device = torch.device("cuda", ((own.index or 0) + number) % num_gpus)
+        model.replicas.append(replica(model, device))
+    return model.replicas[:count]
 
 
 def text_around(config: Config, tokenizer: Any) -> dict[str, Any]:

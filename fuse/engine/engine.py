@@ -18,7 +18,8 @@ from fuse.losses import Loss, VectorLoss
 from fuse.memo import Memo
 from fuse.models import CausalLM, MaskedLM, Model, VectorModel
 from fuse.models.model_files import first_line
-from fuse.nn.batch import Inputs
+from fuse.models.reuse_trial import MAX_ERROR, own_tokens
+from fuse.nn.batch import Inputs, pad
 from fuse.text.template import Encoded
 from fuse.types import Ids
 
@@ -41,6 +42,10 @@ class Engine:
         batch_size: how many rows a forward pass reads at most.
         prefix_cache: False to read every row whole.
         packing: False to pad the rows of a batch instead of reading them as one.
+        replicas: copies of the model that score batches beside it, each in a thread of its own.
+
+    Raises:
+        FuseError: a replica has another loss than the model.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Engine:
         *,
         prefix_cache: bool = True,
         packing: bool = True,
+        replicas: Sequence[Model] = (),
     ) -> None:
         self.model = model
         self.loss = loss
@@ -63,8 +69,30 @@ class Engine:
             batch_size=batch_size,
             prefix_cache=prefix_cache and not loss.reads_states,
             packing=packing,
+            replicas=replicas,
         )
+        if replicas:
+            self._check_replicas()
         self._losses: Memo[Key, float] = Memo(lambda key, _: 16 * len(key[0]))
+
+    @torch.no_grad()
+    def _check_replicas(self) -> None:
+        """Let the model and its replicas read a row at the same time."""
+        workers, token = self.runner.workers, next(own_tokens(self.model))
+        row = self.surroundings.with_free_ids((token,))
+
+        def loss(number: int, _: int) -> Tensor:
+            model = workers.models[number]
+            return self.loss(model, pad([row], model.device)).float().cpu()
+
+        expected, *others = workers.read(range(len(workers.models)), loss)
+        for own in others:
+            if not torch.allclose(own, expected, rtol=MAX_ERROR, atol=MAX_ERROR, equal_nan=True):
+                kind = type(self.model.network).__name__
+                raise FuseError(
+                    f"network={kind}: a copy of it has another loss ({float(own):.4g}, "
+                    f"not {float(expected):.4g}); give scoring.workers=1"
+                )
 
     @property
     def group_key(self) -> Hashable:
@@ -77,7 +105,7 @@ class Engine:
             loss = type(self.loss)
         elif isinstance(self.loss, Hashable):
             loss = self.loss
-        options = self.runner.prefix_cache, self.runner.packing
+        options = self.runner.prefix_cache, self.runner.packing, len(self.runner.workers.models)
         return id(self.model), self.surroundings, loss, options
 
     def prefill(self, rows: Sequence[Encoded]) -> None:
@@ -128,8 +156,8 @@ class Engine:
         exactly.
         """
 
-        def losses(inputs: Inputs, _: Batch) -> tuple[Tensor, ...]:
-            return (self.loss(self.model, inputs),)
+        def losses(model: Model, inputs: Inputs, _: Batch) -> tuple[Tensor, ...]:
+            return (self.loss(model, inputs),)
 
         found = self.runner.run_approximately(rows, losses)
         return self.score(rows) if found is None else found[0].float().cpu()
@@ -169,7 +197,7 @@ class Engine:
         by_labels = self.loss.reads_labels(self.model)
 
         @torch.enable_grad()
-        def gradients(inputs: Inputs, batch: Batch) -> tuple[Tensor, ...]:
+        def gradients(model: Model, inputs: Inputs, batch: Batch) -> tuple[Tensor, ...]:
             own = [positions[i] for i in batch]
             at, real = self._padded_positions(own, max(map(len, positions)))
             leaves = self._leaves(inputs, own, None if read is None else [read[i] for i in batch])
@@ -178,8 +206,8 @@ class Engine:
                 leaves.append(torch.zeros(*at.shape, size, device=at.device, requires_grad=True))
             labels = leaves[1] if by_labels else None
             with_leaves = replace(inputs, embeddings=leaves[0], label_positions=at, labels=labels)
-            losses = self.loss(self.model, with_leaves)
-            by_leaf = _gradients(self.model, losses, leaves)
+            losses = self.loss(model, with_leaves)
+            by_leaf = _gradients(model, losses, leaves)
             row = torch.arange(len(batch), device=at.device)[:, None]
             found = [by_leaf[0][row, at].float(), *by_leaf[1:]]
             found = [torch.where(real[..., None], one, 0.0) for one in found]
@@ -220,7 +248,7 @@ class Engine:
             return None
 
         @torch.enable_grad()
-        def gradients(inputs: Inputs, _: Batch) -> tuple[Tensor, ...]:
+        def gradients(_: Model, inputs: Inputs, __: Batch) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 vectors = model.vector(inputs).float()
             return torch.autograd.grad(loss.at(vectors.requires_grad_()).sum(), vectors)
@@ -235,7 +263,7 @@ class Engine:
         """Return the vectors that a model makes of rows, on the CPU in float32."""
         model = self.model
         assert isinstance(model, VectorModel)
-        (found,) = self.runner.run(rows, lambda inputs, _: (model.vector(inputs),))
+        (found,) = self.runner.run(rows, lambda _, inputs, __: (model.vector(inputs),))
         return found.float().cpu()
 
     def says(self, rows: Sequence[Encoded]) -> list[bool]:
@@ -245,7 +273,7 @@ class Engine:
         model = self.model
         if not isinstance(model, CausalLM) or not rows:
             return [False] * len(rows)
-        (said,) = self.runner.run(rows, lambda inputs, _: (model.says(inputs),))
+        (said,) = self.runner.run(rows, lambda _, inputs, __: (model.says(inputs),))
         return [bool(one) for one in said.tolist()]
 
     @torch.no_grad()
@@ -281,7 +309,7 @@ class Engine:
         model, size = self.model, len(self.model.vocabulary)
         assert isinstance(model, MaskedLM)
 
-        def log_probs(inputs: Inputs, batch: Batch) -> tuple[Tensor, ...]:
+        def log_probs(_: Model, inputs: Inputs, batch: Batch) -> tuple[Tensor, ...]:
             at = torch.tensor([positions[i] for i in batch], device=model.device)
             found = torch.zeros(len(batch), size, device=model.device)
             for position in at.unique().tolist():
@@ -336,20 +364,24 @@ class EngineGroup:
         owner = torch.arange(len(new)).repeat_interleave(torch.tensor(counts))
         asked = list(chain.from_iterable(new))
         if asked:
-            (losses,) = self.runner.run(
-                asked, lambda inputs, batch: self._losses(inputs, owner[batch])
-            )
+
+            def losses_of(model: Model, inputs: Inputs, batch: Batch) -> tuple[Tensor, ...]:
+                return self._losses(model, inputs, owner[batch])
+
+            (losses,) = self.runner.run(asked, losses_of, together=True)
             by_engine = losses.float().cpu().split(counts)
             for engine, own, values in zip(self.engines, new, by_engine, strict=True):
                 engine.remember(own, values.tolist())
         return [engine.recall(own) for engine, own in zip(self.engines, rows, strict=True)]
 
-    def _losses(self, inputs: Inputs, owner: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"]]:
+    def _losses(
+        self, model: Model, inputs: Inputs, owner: Int[Tensor, " b"]
+    ) -> tuple[Float[Tensor, " b"]]:
         """Return the loss of each row by the engine that owns it."""
         first = self.engines[0]
-        if not isinstance(first.model, VectorModel) or not isinstance(first.loss, VectorLoss):
-            return (first.loss(first.model, inputs),)
-        vectors = first.model.vector(inputs)
+        if not isinstance(model, VectorModel) or not isinstance(first.loss, VectorLoss):
+            return (first.loss(model, inputs),)
+        vectors = model.vector(inputs)
         found = vectors.new_zeros(len(vectors))
         for number in owner.unique().tolist():
             own = (owner == number).to(vectors.device)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fuse.engine.batching import MAX_PACKED_TOKENS, packed_batches, padded_batches
 from fuse.engine.prefix_cache import NO_MATCH, CacheMatch, PrefixCache, cache_hits
+from fuse.engine.workers import Workers
 from fuse.errors import FuseError
 from fuse.models import Model
 from fuse.nn.batch import CachedPrefixes, Inputs, pad
@@ -26,8 +28,8 @@ LAUNCH_OPERATIONS = {"cpu": 5e8, "cuda": 5e11}
 
 Batch = Sequence[int]
 """Indices of the rows in one batch."""
-Function = Callable[[Inputs, Batch], tuple[Tensor, ...]]
-"""What is computed of a batch: tensors with one entry a row."""
+Function = Callable[[Model, Inputs, Batch], tuple[Tensor, ...]]
+"""What a model computes of a batch: tensors with one entry a row."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Reuse:
 
     prefixes: CachedPrefixes | None
     matches: list[CacheMatch]
+
+    def by(self, models: Sequence[Model]) -> list[Reuse]:
+        """Return the same for each of several models of the same weights."""
+        prefixes = self.prefixes
+        if prefixes is None or len(models) == 1:
+            return [self] * len(models)
+        if prefixes.logits is not None:
+            prefixes.logits.settle()
+        return [replace(self, prefixes=model.adopted(prefixes)) for model in models]
 
 
 class ModelRunner:
@@ -52,6 +63,7 @@ class ModelRunner:
         batch_size: how many rows a forward pass reads at most; halved where memory runs out.
         prefix_cache: False to read every row whole.
         packing: False to pad the rows of a batch instead of reading them as one.
+        replicas: copies of the model that read batches beside it.
     """
 
     def __init__(
@@ -63,8 +75,10 @@ class ModelRunner:
         batch_size: int,
         prefix_cache: bool = True,
         packing: bool = True,
+        replicas: Sequence[Model] = (),
     ) -> None:
         self.model = model
+        self.workers = Workers([model, *replicas])
         self.batch_size = batch_size
         self.prefix_cache = prefix_cache and model.supports_prefix_cache
         self.packing = packing and self.prefix_cache and model.supports_packing
@@ -105,21 +119,28 @@ class ModelRunner:
         self._latest = None
 
     def run(
-        self, rows: Sequence[Encoded], function: Function, limits: Sequence[int] | None = None
+        self,
+        rows: Sequence[Encoded],
+        function: Function,
+        limits: Sequence[int] | None = None,
+        *,
+        together: bool = False,
     ) -> tuple[Tensor, ...]:
         """Apply a function to batches of rows.
 
         Args:
-            function: gets the inputs of a batch and its rows' indices.
+            function: gets the model, the inputs of a batch and its rows' indices.
             limits: how many tokens at the beginning of each row may be taken from the cache; None
                 for all but the prompt's last one, which is always read.
+            together: whether the replicas read batches, too; there are no gradients then.
 
         Returns:
             The function's results, in the rows' order.
         """
         if limits is None:
             limits = [max(row.free[1] - 1, 0) for row in rows]
-        return self._run(rows, self._reuse([row.ids for row in rows], limits), function)
+        reuse = self._reuse([row.ids for row in rows], limits)
+        return self._run(rows, reuse, function, together=together)
 
     def run_approximately(
         self, rows: Sequence[Encoded], function: Function
@@ -136,7 +157,7 @@ class ModelRunner:
         if not self._filled(beam):
             return None
         reuse = Reuse(beam.prefixes, beam.match_both_ends(rows))
-        return self._run(rows, reuse, function, approximate=True)
+        return self._run(rows, reuse, function, approximate=True, together=True)
 
     def predictions_after(self, rows: Sequence[Ids]) -> tuple[CachedPrefixes, list[int]]:
         """Return cached predictions of the next token.
@@ -164,25 +185,60 @@ class ModelRunner:
 
     @torch.inference_mode(False)
     def _run(
-        self, rows: Sequence[Encoded], reuse: Reuse, function: Function, approximate: bool = False
+        self,
+        rows: Sequence[Encoded],
+        reuse: Reuse,
+        function: Function,
+        *,
+        approximate: bool = False,
+        together: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Apply a function to batches; a batch that does not fit into memory is halved, and so are
-        all that follow.
+        """Apply a function to batches; one that does not fit into memory is halved, and so are all
+        that follow.
+
+        The batches are the same for any number of replicas.
         """
         todo = self._batches(rows, reuse)
+        together = together and len(todo) > 1
+        models = self.workers.models if together else [self.model]
+        read = partial(self._read, rows, reuse.by(models), function, approximate)
         order: list[int] = []
         found: list[tuple[Tensor, ...]] = []
         while todo:
-            batch = todo.pop(0)
-            try:
-                found.append(function(self._inputs(rows, reuse, batch, approximate), batch))
-                order += batch
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                todo = self._halved([batch, *todo])
-        back = torch.tensor(order).argsort().to(found[0][0].device)
-        return tuple(torch.cat(parts)[back] for parts in zip(*found, strict=True))
+            for result in self.workers.read(list(todo), read, together=together):
+                if result is None:
+                    todo = self._halved(todo)
+                    break
+                found.append(result)
+                order += todo.pop(0)
+        device = found[0][0].device
+        back = torch.tensor(order).argsort().to(device)
+        parts = zip(*found, strict=True)
+        return tuple(torch.cat([one.to(device) for one in part])[back] for part in parts)
+
+    def _read(
+        self,
+        rows: Sequence[Encoded],
+        reuse: Sequence[Reuse],
+        function: Function,
+        approximate: bool,
+        number: int,
+        batch: Batch,
+    ) -> tuple[Tensor, ...] | None:
+        """Apply a function to one batch; None where it does not fit into memory.
+
+        Args:
+            reuse: what each model takes from the cache.
+            number: of the model.
+        """
+        model = self.workers.models[number]
+        try:
+            inputs = self._inputs(rows, reuse[number], batch, model.device, approximate)
+            return function(model, inputs, batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _batches(self, rows: Sequence[Encoded], reuse: Reuse) -> list[list[int]]:
         """Divide rows into batches by how many tokens of each are read."""
@@ -193,10 +249,15 @@ class ModelRunner:
         return padded_batches(sizes, self.batch_size, self.launch_tokens)
 
     def _inputs(
-        self, rows: Sequence[Encoded], reuse: Reuse, batch: Batch, approximate: bool = False
+        self,
+        rows: Sequence[Encoded],
+        reuse: Reuse,
+        batch: Batch,
+        device: torch.device,
+        approximate: bool = False,
     ) -> Inputs:
         """Make one batch."""
-        inputs = pad([rows[i] for i in batch], self.model.device)
+        inputs = pad([rows[i] for i in batch], device)
         if reuse.prefixes is None:
             return inputs
         matches, width = [reuse.matches[i] for i in batch], inputs.ids.shape[1]
@@ -204,7 +265,7 @@ class ModelRunner:
             reuse.prefixes,
             matches,
             width,
-            self.model.device,
+            device,
             packed=self.packing,
             approximate=approximate,
         )
@@ -315,7 +376,7 @@ class ModelRunner:
         reuse = Reuse(None, matches)
         if source is not None and source.prefixes is not None and source.prefixes.keys_values:
             reuse = Reuse(source.prefixes, matches)
-        inputs = self._inputs(rows, reuse, range(len(rows)))
+        inputs = self._inputs(rows, reuse, range(len(rows)), self.model.device)
         cache.prefixes = self.model.prefill(inputs, range(first, inputs.ids.shape[1]))
 
 

@@ -13,6 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, ClassVar
@@ -87,6 +88,8 @@ class Model(ABC):
         table = _embedding_table(view, self.embedding_layer)
         self.vocabulary = EmbeddedVocabulary(tokenizer, table, max_length, head, tail)
         check_tokens(self.vocabulary)
+        self.replicas: list[Model] = []
+        """Copies for further threads, as far as they were asked for."""
         layer = _quantised_layer(view)
         self.no_gradient = None if layer is None else f"its layer {layer} is quantised"
         """Why there is no gradient by embeddings; None if there is one."""
@@ -143,6 +146,13 @@ class Model(ABC):
                 token.
         """
         raise NotImplementedError
+
+    def adopted(self, prefixes: CachedPrefixes) -> CachedPrefixes:
+        """Return what another model of the same weights has read, for this one to go on from."""
+        pairs = [
+            (keys.to(self.device), values.to(self.device)) for keys, values in prefixes.keys_values
+        ]
+        return replace(prefixes, keys_values=pairs)
 
     def fit_vocabulary(self, num_predicted: int, max_length: int) -> None:
         """Leave out tokens that the network never predicts, and positions that it does not know.

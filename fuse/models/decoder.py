@@ -6,7 +6,7 @@ Shape letters: u rows of a pass, t positions, c chosen positions, v vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import islice
 from math import nan
@@ -186,6 +186,12 @@ class Decoder(Model):
         # A layer with a sliding window may have dropped the first tokens
         whole = all(keys is not None and keys.shape[-2] == length for keys, _ in keys_values)
         return CachedPrefixes(keys_values if whole else (), positions, logits)
+
+    def adopted(self, prefixes: CachedPrefixes) -> CachedPrefixes:
+        found = super().adopted(prefixes)
+        if found.logits is None:
+            return found
+        return replace(found, logits=found.logits.copied(self._head, self.device))
 
     def layers(self) -> Sequence[Any]:
         """Return the network's layers, in their order; none of one that keeps no list of them."""

@@ -115,7 +115,9 @@ class Diffusion(Model):
         """
         states, found = self.text_states(inputs), []
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        versions = picture.latents, picture.timesteps, picture.targets
+        versions = [
+            one.to(self.device) for one in (picture.latents, picture.timesteps, picture.targets)
+        ]
         for version in zip(*versions, strict=True):
             found.append(checkpoint(self._error, states, *version, **options))
         return torch.stack(found, 1)

@@ -127,6 +127,7 @@ class ImageText(CausalLM):
             FuseError: the network cannot read them, or says other things after its own reading.
         """
         found = copy.copy(self)
+        found.replicas = []
         found.vocabulary = copy.copy(self.vocabulary)
         # The words of the instruction stay allowed, though they stand in the head
         found.vocabulary.allowed = self.vocabulary.allowed

@@ -8,6 +8,7 @@ Shape letters: u last hidden states, n of them, k tokens, v vocabulary, d width.
 
 from __future__ import annotations
 
+import copy
 from math import nan
 from typing import Any
 
@@ -165,6 +166,21 @@ class LazyLogits:
         """The log-normalisers that were asked for so far; nan elsewhere."""
         self._last: tuple[Tensor, Tensor] | None = None
         """The indices of the last call of `all_log_probs`, and its answer."""
+
+    def settle(self) -> None:
+        """Compute all log-normalisers that are not known, so that what threads read is there."""
+        unknown = self.log_normaliser.isnan().nonzero()[:, 0]
+        if self._logits is None and len(unknown):
+            self.log_normaliser[unknown] = self._lm_head.log_normaliser(self.hidden[unknown])
+
+    def copied(self, head: LMHead | None, device: torch.device) -> LazyLogits:
+        """Return the same for a copy of the network, with the output layer of that."""
+        found = copy.copy(self)
+        found._head, found._last = head, None
+        found.hidden = self.hidden.to(device)
+        found._logits = None if self._logits is None else self._logits.to(device)
+        found.log_normaliser = self.log_normaliser.to(device, copy=True)
+        return found
 
     @property
     def _lm_head(self) -> LMHead:

@@ -35,7 +35,7 @@ def network_view(network: Any) -> tuple[Any, Memo]:
     modules = list(network.modules())
     memo: Memo = {}
     for module in modules:
-        memo.update({id(one): one for one in _shared(module)})
+        memo.update({id(one): one for one in shared_parts(module)})
         for weight in module._parameters.values():
             if weight is not None and id(weight) not in memo:
                 memo[id(weight)] = _own_parameter(weight)
@@ -60,7 +60,7 @@ def _own_parameter(weight: torch.nn.Parameter) -> torch.nn.Parameter:
     return torch.nn.Parameter(weight.detach(), requires_grad=False)
 
 
-def _shared(module: Any) -> Iterator[Any]:
+def shared_parts(module: Any) -> Iterator[Any]:
     """Yield what a view shares with a module: numbers, and what is no part of the network."""
     yield from (buffer for buffer in module._buffers.values() if buffer is not None)
     for value in vars(module).values():

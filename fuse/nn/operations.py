@@ -44,6 +44,10 @@ class OperationCounter:
         """
         self.total += (4 if differentiated else 2) * num_results * num_summed
 
+    def take(self, other: OperationCounter) -> None:
+        """Count what another one has counted, which begins anew."""
+        self.total, other.total = self.total + other.total, 0
+
     def _count(self, module: Any, _: Any, out: Any) -> None:
         """Count what a layer has just returned."""
         out = out[0] if isinstance(out, tuple) else out

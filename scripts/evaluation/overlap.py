@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from evaluation.records import Record
@@ -54,13 +55,25 @@ def meteor(records: Sequence[Record]) -> list[float]:
     """Return the METEOR of each text (pycocoevalcap).
 
     Raises:
-        RuntimeError: there is no Java, which it is written in.
+        RuntimeError: there is no Java, which it is written in, or it fails.
     """
-    if shutil.which("java") is None:
-        raise RuntimeError("it is a program in Java, and there is no java here")
     from pycocoevalcap.meteor.meteor import Meteor
 
-    return [float(score) for score in Meteor().compute_score(*_tokenized(records))[1]]
+    if shutil.which("java") is None:
+        raise RuntimeError(
+            "it is a program in Java, and there is no java here; install a Java runtime, "
+            "such as Debian's default-jre-headless"
+        )
+    scorer = Meteor()
+    try:
+        return [float(score) for score in scorer.compute_score(*_tokenized(records))[1]]
+    except (OSError, ValueError) as error:  # it has ended, and says nothing more
+        raise RuntimeError(f"its program in Java has failed ({error})") from error
+    finally:
+        if scorer.lock.locked():  # else it would wait for its own lock when it is freed
+            scorer.lock.release()
+        with suppress(OSError):
+            scorer.meteor_p.stdin.close()
 
 
 def _tokenized(records: Sequence[Record]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +49,9 @@ def read_results(path: Path, pictures: Path | None = None) -> list[Record]:
         target = (str(row["target"]),) if row.get("target") else ()
         name = row.get("file_name")
         picture = (pictures or path.parent) / name if name else None
-        found.append(Record(key_of(row), str(row["text"]), target, picture))
+        if not isinstance(row.get("text"), str):
+            raise FuseError(f"RESULTS={path}: {key_of(row, path)} has no text")
+        found.append(Record(key_of(row, path), row["text"], target, picture))
     if not found:
         raise FuseError(f"RESULTS={path}: holds no result")
     return found
@@ -66,12 +69,17 @@ def with_references(records: list[Record], path: Path) -> list[Record]:
     """
     known: dict[str, list[str]] = {}
     if path.suffix == ".txt":
-        for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        for index, line in enumerate(_text(path).splitlines()):
             known[str(index)] = [line]
-    else:
-        for row in _rows(path):
-            more = row.get("references", row.get("text"))
-            known.setdefault(key_of(row), []).extend([more] if isinstance(more, str) else more)
+    for row in _rows(path) if path.suffix != ".txt" else ():
+        more = row.get("references", row.get("text"))
+        texts = more if isinstance(more, list) else [more]
+        if not all(isinstance(text, str) for text in texts):
+            raise FuseError(
+                f"{path}: {key_of(row, path)} has no references; "
+                "expected `text`, or `references`, a list of texts"
+            )
+        known.setdefault(key_of(row, path), []).extend(texts)
     found = []
     for record in records:
         if known.get(record.key):
@@ -81,13 +89,37 @@ def with_references(records: list[Record], path: Path) -> list[Record]:
     return found
 
 
-def key_of(row: dict[str, Any]) -> str:
-    """Return what a row is known by."""
-    return str(row["file_name"] if row.get("file_name") else row["row"])
+def key_of(row: dict[str, Any], path: Path) -> str:
+    """Return what a row is known by.
+
+    Raises:
+        FuseError: it says neither its file nor its number.
+    """
+    if not row.get("file_name") and row.get("row") in (None, ""):
+        raise FuseError(f"{path}: a row without `file_name` and `row`, by one of which it is known")
+    return str(row.get("file_name") or row["row"])
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            return list(csv.DictReader(file))
-        return [json.loads(line) for line in file if line.strip()]
+    text = _text(path)
+    if path.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise FuseError(f"{path}: line {number} is no JSON object; expected one a line")
+        if row:
+            found.append(row)
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise FuseError(f"{path}: could not be read ({reason})") from error

@@ -36,4 +36,17 @@ class Done:
         losses = {f"loss_{name}": term["loss"] for name, term in report["terms"].items()}
         row = {**report["item"], "text": report["prompt"], "loss": report["loss"], **losses}
         picture = Path(report["image"]) if "file_name" in row else None
-        return Done(folder.name, folder, row, picture)
+        unicode = {key: _as_unicode(value) for key, value in row.items()}
+        return Done(folder.name, folder, unicode, picture)
+
+
+def _as_unicode(value: Any) -> Any:
+    """Return a text that every reader of JSON takes: the bytes of a name that are no Unicode are
+    shown as `\\xff`.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which stands for no byte
+        return value.encode(errors="backslashreplace").decode()

@@ -22,18 +22,24 @@ def write(items: Iterable[Done], folder: RunFolder, replace: bool = False) -> No
     Args:
         replace: whether such a file is replaced.
     """
+    owners: dict[Path, Path] = {}
     for item in items:
         if item.picture is None or folder.path.absolute() in item.picture.absolute().parents:
             continue  # a picture that has no place of its own
+        target = item.picture.with_suffix(".txt").absolute()
+        owner = owners.setdefault(target, item.picture)
+        if owner != item.picture:
+            names = f"{owner.name}, and {item.picture.name} would have the same file"
+            folder.problem(f"{target} of {item.picture.name}", f"it is that of {names}")
+            continue
         try:
-            _write_one(item, folder, replace)
+            _write_one(item, target, folder, replace)
         except OSError as error:
-            folder.problem(str(item.picture.with_suffix(".txt").absolute()), str(error.strerror))
+            folder.problem(str(target), str(error.strerror))
 
 
-def _write_one(item: Done, folder: RunFolder, replace: bool) -> None:
-    assert item.picture is not None
-    target, content = item.picture.with_suffix(".txt").absolute(), f"{item.row['text']}\n".encode()
+def _write_one(item: Done, target: Path, folder: RunFolder, replace: bool) -> None:
+    content = f"{item.row['text']}\n".encode()
     copy = folder.inner(item.name)
     there, ours = _content(target), _content(item.folder / COPY)
     if there is None:
@@ -51,7 +57,7 @@ def _write_one(item: Done, folder: RunFolder, replace: bool) -> None:
 
 def _put(target: Path, content: bytes, exclusive: bool = False) -> None:
     """Write a file whole; an exclusive one only where there is none."""
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    fresh = target.with_name(f".sidecar.{os.getpid()}")  # a name may be as long as it can be
     try:
         fresh.write_bytes(content)
         if exclusive:
