@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,7 +157,13 @@ def _inspect_tab() -> None:
 
 
 def launch(searching: Searching | None = None, **options: Any) -> gr.Blocks:
-    """Open the page, and return it. No font or script of another host is asked for."""
+    """Open the page, and return it. No font or script of another host is asked for.
+
+    What visitors give lies in a folder of its own: a server of Gradio that ends removes what it was
+    given, and with it the like files of all that share its folder.
+    """
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="fuse-uploads-")
     page = Page(searching or Searching()).blocks()
     page.launch(
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
