@@ -85,10 +85,10 @@ def count_scored(objective: fuse.Objective, monkeypatch: pytest.MonkeyPatch) -> 
     counts: list[int] = []
     run, model = ModelRunner.run, objective.primary.model
 
-    def counting(self: ModelRunner, rows: Sequence[Any], *others: Any) -> Any:
+    def counting(self: ModelRunner, rows: Sequence[Any], *others: Any, **options: Any) -> Any:
         if self.model is model:
             counts.append(len(rows))
-        return run(self, rows, *others)
+        return run(self, rows, *others, **options)
 
     monkeypatch.setattr(ModelRunner, "run", counting)
     return counts

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,6 +72,7 @@ class ImageText(CausalLM):
 
     Args:
         processor: the network's own.
+        proof_dir: as `CausalLM` has it.
 
     Raises:
         FuseError: the network does not read texts, or does not go on from a cache.
@@ -82,13 +84,13 @@ class ImageText(CausalLM):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, network: Any, processor: Any) -> None:
+    def __init__(self, network: Any, processor: Any, *, proof_dir: Path | None = None) -> None:
         if network.config.is_encoder_decoder:
             raise FuseError(
                 f"network={type(network).__name__}: its decoder does not read the picture as "
                 "tokens; choose a network such as LLaVA or SmolVLM"
             )
-        super().__init__(network, processor.tokenizer)
+        super().__init__(network, processor.tokenizer, proof_dir=proof_dir)
         if not self.supports_prefix_cache:
             raise FuseError(
                 f"network={type(network).__name__}: it does not go on from a cache of what it has "
@@ -105,6 +107,7 @@ class ImageText(CausalLM):
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        proof_dir: Path | None = None,
         **options: Any,
     ) -> ImageText:
         from transformers import AutoModelForImageTextToText
@@ -113,7 +116,7 @@ class ImageText(CausalLM):
         network = load_network(kind, model_id, device, dtype=dtype, **options)
         processor = load_processor(model_id, **options)
         with loading(model_id):
-            return cls(network, processor)
+            return cls(network, processor, proof_dir=proof_dir)
 
     @torch.inference_mode(False)
     @torch.no_grad()
