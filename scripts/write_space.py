@@ -34,8 +34,6 @@ Find text by search, scored by several models that do not share a tokenizer: cap
 text behind an embedding, prompts that make a model say a text. The models are small and part of
 this Space.
 """
-CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
-"""Torch without CUDA: two gigabytes less to install."""
 
 
 def write_space(folder: Path) -> None:
@@ -51,8 +49,8 @@ def write_space(folder: Path) -> None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     header = HEADER.format(gradio=version("gradio"), python=python)
     (folder / "README.md").write_text(header, encoding="utf-8")
-    lines = [CPU_WHEELS, *project["dependencies"]]
-    (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = "".join(f"{one}\n" for one in project["dependencies"])
+    (folder / "requirements.txt").write_text(lines, encoding="utf-8")
 
 
 def main() -> None:
