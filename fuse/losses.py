@@ -122,8 +122,7 @@ class KLDiv(Loss[CausalLM]):
             log_q = ((2 * own @ table.T - squares) / self.tau).log_softmax(-1)
             divergence = (log_q.exp() * (log_q - log_p)).sum(-1)
             total = total.to(divergence).index_add(0, part.row, divergence)
-        count = inputs.free.sum(1).clamp_min(1).to(total)
-        return total / count**self.length_penalty
+        return _per_length(total, inputs.free, self.length_penalty)
 
 
 @dataclass(frozen=True)
@@ -270,5 +269,11 @@ def _mean(
     Args:
         length_penalty: the sum is divided by their number raised to this power.
     """
-    count = where.sum(1).clamp_min(1).to(values)
-    return torch.where(where, values, 0.0).sum(1) / count**length_penalty
+    return _per_length(torch.where(where, values, 0.0).sum(1), where, length_penalty)
+
+
+def _per_length(
+    total: Float[Tensor, " b"], where: Bool[Tensor, "b t"], length_penalty: float
+) -> Float[Tensor, " b"]:
+    """Return a row's sum by the number of its marked positions, raised to a power."""
+    return total / where.sum(1).clamp_min(1).to(total) ** length_penalty

@@ -56,7 +56,6 @@ class CausalProof:
                 tokens, or changes from pass to pass.
         """
         model = self._model
-        ways: tuple[str, ...] = ()
         self._rows = TrialRows(model)
         row = self._rows.ids[0][: max(1, model.vocabulary.max_length)]
         has_eager = use_eager(self._attention, lambda: self._logits(row))
@@ -65,14 +64,13 @@ class CausalProof:
             first = self._logits(row)
         max_length, num_predicted = min(limits, default=sys.maxsize), first.shape[-1]
         self._check_causal(row, first)
-        if self._rows.fit and self._rows.inputs.ids.shape[1] <= max_length:
+        fits = self._rows.fit and self._rows.inputs.ids.shape[1] <= max_length
+        if fits:
             others = [self._logits(ids) for ids in self._rows.ids[1:]]
             self._expected = [logits.log_softmax(-1) for logits in (first, *others)]
             self._gradient = self._gradient_proof()
-            model.fit_vocabulary(num_predicted, max_length)
-            ways = self._settle(self._ways(has_eager))
-        else:
-            model.fit_vocabulary(num_predicted, max_length)
+        model.fit_vocabulary(num_predicted, max_length)
+        ways = self._settle(self._ways(has_eager)) if fits else ()
         return Findings(num_predicted, max_length, has_eager, ways, model.no_gradient)
 
     def apply(self, found: Findings) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -44,11 +45,17 @@ class PackingPlan:
     real: Bool[Tensor, "r q"]
     """Which of `tokens` are no padding."""
 
+    @cached_property
     def by_group(self) -> list[Int[Tensor, " _"]]:
-        """Return the indices in the packed batch of the tokens of each group."""
+        """The indices in the packed batch of the tokens of each group."""
         counts = [count for _, count in self.groups]
         parts = zip(self.tokens.split(counts), self.real.split(counts), strict=True)
         return [tokens[real] for tokens, real in parts]
+
+    @cached_property
+    def ungrouped(self) -> Int[Tensor, " n"]:
+        """For each token of the packed batch its index in `by_group`, one group after another."""
+        return torch.cat(self.by_group).argsort()
 
     def unseen(self, window: int | None) -> Bool[Tensor, "r q k"]:
         """Return which keys each token does not see where it sees so many positions."""
@@ -117,11 +124,9 @@ class PackedLayer(DynamicLayer):
         window: int | None,
         unseen: Bool[Tensor, "r q k"],
         num_shared: int,
-        by_group: Sequence[Int[Tensor, " _"]],
     ) -> None:
         super().__init__()
-        self.plan, self.window, self.unseen = plan, window, unseen
-        self.num_shared, self.by_group = num_shared, by_group
+        self.plan, self.window, self.unseen, self.num_shared = plan, window, unseen, num_shared
         self.cached_keys, self.cached_values = hits.prefixes.keys_values[layer]
 
 
@@ -135,14 +140,14 @@ def packed_cache(
         windows: for each layer how many positions a token sees, its own one included; None for all.
     """
     plan, layers = _plan(hits, own), range(len(hits.prefixes.keys_values))
-    seen, by_group = {}, plan.by_group()
+    seen = {}
     for window in {None, *windows}:
         unseen = plan.unseen(window)
         seen[window] = unseen, plan.num_shared(unseen)
     packed: list[Any] = []
     for layer in layers:
         window = windows[layer] if windows else None
-        packed.append(PackedLayer(hits, layer, plan, window, *seen[window], by_group))
+        packed.append(PackedLayer(hits, layer, plan, window, *seen[window]))
     return Cache(packed)
 
 

@@ -173,7 +173,7 @@ def _attend_apart(
     """
     num_keys = layer.cached_keys.shape[1]
     found = []
-    for (row, _), tokens in zip(layer.plan.groups, layer.by_group, strict=True):
+    for (row, _), tokens in zip(layer.plan.groups, layer.plan.by_group, strict=True):
         if not len(tokens):
             continue
         own = query.index_select(1, tokens).unflatten(0, (num_keys, -1)).flatten(1, 2)
@@ -181,7 +181,7 @@ def _attend_apart(
         both = _plain_attention(own, keys, values)
         # [g (h/g)m f] to [m h f]
         found.append([one.unflatten(1, (-1, len(tokens))).flatten(0, 1) for one in both])
-    order = torch.cat(list(layer.by_group)).argsort()
+    order = layer.plan.ungrouped
     out, log_normaliser = (torch.cat(one, 1)[:, order] for one in zip(*found, strict=True))
     return out.transpose(0, 1), log_normaliser.T
 

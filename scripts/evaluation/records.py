@@ -71,15 +71,16 @@ def with_references(records: list[Record], path: Path) -> list[Record]:
     if path.suffix == ".txt":
         for index, line in enumerate(_text(path).splitlines()):
             known[str(index)] = [line]
-    for row in _rows(path) if path.suffix != ".txt" else ():
-        more = row.get("references", row.get("text"))
-        texts = more if isinstance(more, list) else [more]
-        if not all(isinstance(text, str) for text in texts):
-            raise FuseError(
-                f"{path}: {key_of(row, path)} has no references; "
-                "expected `text`, or `references`, a list of texts"
-            )
-        known.setdefault(key_of(row, path), []).extend(texts)
+    else:
+        for row in _rows(path):
+            more = row.get("references", row.get("text"))
+            texts = more if isinstance(more, list) else [more]
+            if not all(isinstance(text, str) for text in texts):
+                raise FuseError(
+                    f"{path}: {key_of(row, path)} has no references; "
+                    "expected `text`, or `references`, a list of texts"
+                )
+            known.setdefault(key_of(row, path), []).extend(texts)
     found = []
     for record in records:
         if known.get(record.key):
